@@ -1,0 +1,80 @@
+"""Where, and by what, an aligned language model drifted from its base.
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .diagnostics import (
+        Drift,
+        Forgetting,
+        LayerForgetting,
+        Lens,
+        SelectiveForgetting,
+        TokenForgetting,
+        TokenKinds,
+        TokenLayers,
+    )
+    from .errors import DriftlensError
+    from .metric import Metric, measure
+    from .models import Frame, ModelPair, Site
+    from .packs import Example, Pack
+    from .report import Report
+    from .results import Result
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "diagnostics": (
+        "Drift",
+        "Forgetting",
+        "LayerForgetting",
+        "Lens",
+        "SelectiveForgetting",
+        "TokenForgetting",
+        "TokenKinds",
+        "TokenLayers",
+    ),
+    "errors": ("DriftlensError",),
+    "metric": ("Metric", "measure"),
+    "models": ("Frame", "ModelPair", "Site"),
+    "packs": ("Example", "Pack"),
+    "report": ("Report",),
+    "results": ("Result",),
+}
+
+__all__ = [
+    "Drift",
+    "DriftlensError",
+    "Example",
+    "Forgetting",
+    "Frame",
+    "LayerForgetting",
+    "Lens",
+    "Metric",
+    "ModelPair",
+    "Pack",
+    "Report",
+    "Result",
+    "SelectiveForgetting",
+    "Site",
+    "TokenForgetting",
+    "TokenKinds",
+    "TokenLayers",
+    "measure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            # Kept, so that this is asked only once.
+            globals().update({n: getattr(import_module(f"driftlens.{home}"), n) for n in names})
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,294 @@
+"""How far each place of the network moved."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from driftlens.formulas.each import Each
+from driftlens.formulas.intervals import bootstrap
+from driftlens.formulas.sampling import chosen
+from driftlens.formulas.similarity import turn
+from driftlens.formulas.streams import CrossMoments, PerDocument
+from driftlens.metric import Metric
+from driftlens.models import EMBED, Frame, ModelPair, Site, Wants, every
+from driftlens.models.tokens import Encoder
+from driftlens.results import Result, column, fact, figures
+
+PARTS = ("attn", "mlp", "out")
+SHARE = 0.07
+"""What the sums behind CKA and Procrustes may cost, as a share of the two models' own run."""
+
+ROWS = 20_000
+"""Tokens up to which CKA and Procrustes look at every one, whatever it costs."""
+
+SUMS = ("moved", "norm", "turned", "base_along", "aligned_along", "tokens")
+
+
+@dataclass(frozen=True)
+class DriftResult(Result):
+    """How far the activations at each site moved from base to aligned."""
+
+    kind = "drift"
+    title = "Representation drift"
+    how = """
+Both models read the same tokens; activations are compared at the token that closes each unit, \
+in every document, without its first token (whose activations are massive in most models and \
+would drown the rest) and, in the columns that end in with_first, with it.
+
+relative L2 = Σ‖h_a − h_b‖ / Σ‖h_b‖ over tokens, with a 95 % bootstrap interval over documents. \
+cosine = mean of 1 − cos(h_a, h_b). mean shift = ‖E(h_a − h_b)‖; directedness = that / \
+E‖h_a − h_b‖: 1 if every token moved alike, 0 if they moved every which way. \
+cka = debiased linear CKA, HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)) (Song et al. 2012; Nguyen et \
+al. 2021, eq. 2), exact from streaming float64 sums; biased CKA is about d / (n + d) for \
+unrelated data and is printed for comparison only. procrustes = arccos(‖X̃ᵀỸ‖_*), the angle \
+between the centred, normalised representations after the best rotation (Williams et al. 2021). \
+Neither changes under rotation, scale or translation of either side. \
+delta cosine = mean cosine of what attention or MLP adds with the stream that enters its block.
+""".strip()
+
+    site: np.ndarray = column()
+    """[row] name of the site: `embed`, or block number and part."""
+    layer: np.ndarray = column()
+    """[row] number of the block, from 0; −1 is the embedding."""
+    part: np.ndarray = column()
+    """[row] `in` (the embedding), `attn`, `mlp` or `out`."""
+    relative_l2: np.ndarray = column("of base norm")
+    """[row] Σ‖h_a − h_b‖ / Σ‖h_b‖, at least 0."""
+    low: np.ndarray = column("of base norm")
+    """[row] lower end of the 95 % interval of `relative_l2` over documents."""
+    high: np.ndarray = column("of base norm")
+    """[row] upper end of it."""
+    cosine: np.ndarray = column("1 − cos")
+    """[row] mean over tokens of 1 − cos(h_a, h_b), between 0 and 2."""
+    mean_shift: np.ndarray = column("of base norm")
+    """[row] ‖E(h_a − h_b)‖ / E‖h_b‖."""
+    directedness: np.ndarray = column()
+    """[row] ‖E(h_a − h_b)‖ / E‖h_a − h_b‖, between 0 and 1; NaN where nothing moved."""
+    cka: np.ndarray = column()
+    """[row] debiased linear CKA, at most 1; 1 is the same up to rotation and scale."""
+    biased_cka: np.ndarray = column()
+    """[row] biased linear CKA, for comparison with papers only."""
+    procrustes: np.ndarray = column("rad")
+    """[row] angle after the best rotation, between 0 and π/2."""
+    delta_cosine_base: np.ndarray = column()
+    """[row] mean cosine of what the part adds with the stream entering its block, in base."""
+    delta_cosine_aligned: np.ndarray = column()
+    """[row] the same in aligned."""
+    relative_l2_with_first: np.ndarray = column("of base norm")
+    """[row] `relative_l2` with the first token of each document."""
+    cosine_with_first: np.ndarray = column("1 − cos")
+    """[row] `cosine` with the first token of each document."""
+    cka_with_first: np.ndarray = column()
+    """[row] `cka` with the first token; residual stream only."""
+    procrustes_with_first: np.ndarray = column("rad")
+    """[row] `procrustes` with the first token; residual stream only."""
+
+    tokens: int = fact("tokens")
+    """Tokens behind the averages, the first of each document left out."""
+    sampled: int = fact("tokens")
+    """Tokens behind CKA and Procrustes (n)."""
+    width: int = fact("dimensions")
+    """Width of the residual stream (d)."""
+
+    near_zero: ClassVar[tuple[str, ...]] = (
+        "relative_l2",
+        "cosine",
+        "mean_shift",
+        "procrustes",
+    )
+    """What is 0 for a model and itself, and so has a noise floor."""
+
+    def summary(self) -> str:
+        """Where the stream moved most, and where it first moved."""
+        stream = self._stream()
+        if not np.nanmax(self.relative_l2) > self.floor.get("relative_l2", 0.0):
+            return "No activation moved by more than the noise floor."
+        worst = stream[np.nanargmax(self.relative_l2[stream])]
+        first = next(
+            i for i in range(len(self.site)) if self.relative_l2[i] > self.floor.get("relative_l2", 0)
+        )
+        return (
+            f"The residual stream moved most at {self.site[worst]}: by "
+            f"{self.relative_l2[worst]:.1%} of the base norm "
+            f"({self.low[worst]:.1%} to {self.high[worst]:.1%}), with CKA {self.cka[worst]:.3f}; "
+            f"the first site that moved is {self.site[first]}."
+        )
+
+    def figure(self):
+        """Relative L2, CKA, Procrustes and δ-cosine over the blocks."""
+        figure, panels = figures.panels(4)
+        lines = {
+            "residual stream": self._stream(),
+            "attention output": np.flatnonzero(self.part == "attn"),
+            "MLP output": np.flatnonzero(self.part == "mlp"),
+        }
+        lines = {name: rows for name, rows in lines.items() if len(rows)}
+        names = ["embed", *map(str, sorted(set(self.layer[self.layer >= 0])))]
+        for panel, what in zip(panels, ("relative_l2", "cka", "procrustes"), strict=False):
+            figures.curves(
+                names,
+                {name: self._over(names, rows, getattr(self, what)) for name, rows in lines.items()},
+                xlabel="block",
+                ylabel=self.label(what),
+                floor=self.floor.get(what),
+                on=panel,
+            )
+        turns = {
+            f"{part}, {who}": self._over(
+                names, np.flatnonzero(self.part == key), getattr(self, f"delta_cosine_{who}")
+            )
+            for key, part in (("attn", "attention"), ("mlp", "MLP"))
+            for who in ("base", "aligned")
+        }
+        figures.curves(names, turns, xlabel="block", ylabel="δ-cosine with the stream", on=panels[3])
+        return figure
+
+    def _stream(self) -> np.ndarray:
+        return np.flatnonzero((self.part == "out") | (self.part == "in"))
+
+    def _over(self, names: list[str], rows: np.ndarray, what: np.ndarray) -> np.ndarray:
+        """[name] values at the rows' blocks, NaN where there is none."""
+        heights = np.full(len(names), np.nan)
+        for row in rows:
+            key = "embed" if self.layer[row] < 0 else str(self.layer[row])
+            heights[names.index(key)] = what[row]
+        return heights
+
+
+class Drift(Metric[DriftResult]):
+    """How far the activations at each site moved.
+
+    Args:
+        layers: Blocks to look at; None is all of them.
+        seed: Of the sample behind CKA and Procrustes, and of the bootstrap.
+    """
+
+    def __init__(self, layers: frozenset[int] | None = None, seed: int = 0) -> None:
+        self.wants = Wants(frozenset(PARTS), layers)
+        self.seed = seed
+        self.sites: tuple[Site, ...] = ()
+        self.share = 1.0
+        self.lengths = PerDocument(0)
+        self.shift = Each(lambda: PerDocument(self.pair.width))
+        self.rest = Each(CrossMoments)
+        self.first = Each(CrossMoments)
+
+    def begin(self, pair: ModelPair, encoder: Encoder) -> None:
+        """Choose the sites and how large a sample they can afford."""
+        super().begin(pair, encoder)
+        layers = range(pair.depth) if self.wants.layers is None else sorted(self.wants.layers)
+        self.sites = tuple(
+            site
+            for site in every(layers, *PARTS)
+            if all(getattr(model, "has", lambda _: True)(site) for model in (pair.base, pair.aligned))
+        )
+        self.share = _affordable(pair, len(self.sites), encoder.tokens)
+        self.lengths = PerDocument(2 * len(SUMS) * len(self.sites))
+
+    def update(self, frame: Frame) -> None:
+        """Take in one frame."""
+        units = frame.units
+        first = torch.from_numpy(units.position == 0)
+        sample = torch.from_numpy(chosen(units.document, units.position, self.share, self.seed))
+        norms = {
+            site: [stream.float().norm(dim=-1) for stream in frame.both(site)]
+            for site in self.sites
+        }
+        table = []
+        for site in self.sites:
+            base, aligned = frame.both(site)
+            here = first.to(base.device)
+            rows = sample.to(base.device) & ~here
+            name = str(site)
+            self.rest[name].update(base[rows], aligned[rows])
+            if site.part in ("in", "out"):
+                self.first[name].update(base[here], aligned[here])
+            difference = aligned.float() - base.float()
+            after = difference[~here].sum(0, dtype=torch.float64)
+            self.shift[name].update([0], after[None].cpu())
+            table.append(_sums(frame, site, norms, difference.norm(dim=-1)))
+        sums = torch.stack(table, 1).double().cpu()
+        apart = torch.stack([sums * ~first[:, None, None], sums * first[:, None, None]], 2)
+        self.lengths.update(units.document, apart.flatten(1))
+
+    def compute(self) -> DriftResult:
+        """The result of all that was seen so far."""
+        sums = self.lengths.sums.reshape(-1, len(self.sites), 2, len(SUMS))
+        # [site] sums over the documents, without the first tokens and with them.
+        rest = dict(zip(SUMS, sums.sum(0)[:, 0].T, strict=True))
+        whole = dict(zip(SUMS, sums.sum(0).sum(1).T, strict=True))
+        clusters = np.asarray(self.encoder.pack.clusters)[self.lengths.documents]
+        interval = bootstrap(sums[..., 0, 0], sums[..., 0, 1], seed=self.seed, clusters=clusters)
+        count = rest["tokens"]
+        shift = np.array([np.linalg.norm(self.shift[str(s)].sums.sum(0)) for s in self.sites])
+        cross = [self.rest[str(site)] for site in self.sites]
+        both = [_together(self.rest[n], self.first[n]) if n in self.first else None for n in self._names()]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return DriftResult(
+                site=self._names(),
+                layer=np.array([-1 if site == EMBED else site.layer for site in self.sites]),
+                part=[site.part for site in self.sites],
+                relative_l2=rest["moved"] / rest["norm"],
+                low=interval.low,
+                high=interval.high,
+                cosine=rest["turned"] / count,
+                mean_shift=shift / rest["norm"],
+                directedness=shift / rest["moved"],
+                cka=np.array([sums.cka() for sums in cross]),
+                biased_cka=np.array([sums.biased_cka() for sums in cross]),
+                procrustes=np.array([sums.procrustes() for sums in cross]),
+                delta_cosine_base=rest["base_along"] / count,
+                delta_cosine_aligned=rest["aligned_along"] / count,
+                relative_l2_with_first=whole["moved"] / whole["norm"],
+                cosine_with_first=whole["turned"] / whole["tokens"],
+                cka_with_first=np.array([np.nan if b is None else b.cka() for b in both]),
+                procrustes_with_first=np.array([np.nan if b is None else b.procrustes() for b in both]),
+                tokens=int(count.max(initial=0)),
+                sampled=max((sums.count for sums in cross), default=0),
+                width=self.pair.width,
+                notes=self._notes(cross),
+            )
+
+    def _names(self) -> list[str]:
+        return [str(site) for site in self.sites]
+
+    def _notes(self, cross: list[CrossMoments]) -> tuple[str, ...]:
+        n, d = max((sums.count for sums in cross), default=0), self.pair.width
+        notes = [f"CKA and Procrustes from n = {n} tokens of d = {d} dimensions."]
+        if self.share < 1:
+            notes.append(f"They look at an even sample of {self.share:.1%} of the tokens.")
+        if n < 4 * d:
+            notes.append("n is under 4 d: Procrustes angles are then too small.")
+        return tuple(notes)
+
+
+def _sums(frame: Frame, site: Site, norms: dict[Site, list[Tensor]], moved: Tensor) -> Tensor:
+    """[unit, sum] of what is averaged over tokens, in the order of `SUMS`."""
+    base, aligned = norms[site]
+    along = [torch.full_like(moved, torch.nan)] * 2
+    entering = EMBED if site.layer == 0 else Site(site.layer - 1, "out")
+    if site.part in ("attn", "mlp") and entering in norms:
+        added, streams = frame.both(site), frame.both(entering)
+        along = [
+            torch.linalg.vecdot(x.float(), h.float()) / (size * length)
+            for x, h, size, length in zip(
+                added, streams, norms[site], norms[entering], strict=True
+            )
+        ]
+    turned = turn(moved, base, aligned)
+    return torch.stack([moved, base, turned, *along, torch.ones_like(moved)], -1)
+
+
+def _together(rest: CrossMoments, first: CrossMoments) -> CrossMoments:
+    return rest.empty().merge(rest).merge(first)
+
+
+def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
+    """The share of tokens at which the d × d sums of all sites cost `SHARE` of the run."""
+    d = pair.width
+    run = 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
+    sums = 2 * 3 * d * d * sites
+    return min(1.0, max(SHARE * run / sums, 20 * d / tokens, ROWS / tokens))

@@ -1,0 +1,293 @@
+"""Next-token distributions compared, from logits, in nats."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def entropy(p: Tensor) -> Tensor:
+    r"""Entropy :math:`-\sum_i p_i \log p_i`, in nats.
+
+    Args:
+        p: [*, vocab] logits of the distribution.
+
+    Returns:
+        [*] entropy, between 0 and ln vocab.
+    """
+    log_p = _at_least_float32(p).log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    r"""Kullback-Leibler divergence :math:`\sum_i p_i \log (p_i / q_i)`, in nats.
+
+    Args:
+        p: [*, vocab] logits of the first distribution.
+        q: [*, vocab] logits of the second.
+
+    Returns:
+        [*] divergence, at least 0 and without an upper bound.
+    """
+    log_p, log_q = _at_least_float32(p).log_softmax(-1), _at_least_float32(q).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def js(p: Tensor, q: Tensor) -> Tensor:
+    r"""Jensen-Shannon divergence, the mean KL to the midpoint, in nats.
+
+    Args:
+        p: [*, vocab] logits of the first distribution.
+        q: [*, vocab] logits of the second.
+
+    Returns:
+        [*] divergence, between 0 and ln 2.
+    """
+    return _js(_at_least_float32(p).softmax(-1), _at_least_float32(q).softmax(-1))
+
+
+def gold(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Log-probability of the gold id, :math:`z_g - \log \sum_i e^{z_i}`, in nats.
+
+    It is `compare`'s `base_logprob` to the last bit, it can be differentiated, and it holds
+    the exponentials of a few rows at a time.
+
+    Args:
+        logits: [row, vocab].
+        target: [row] gold ids.
+
+    Returns:
+        [row] log-probability, at most 0; NaN where a logit is NaN or +inf.
+    """
+    parts = [_gold(Weights.of(logits[rows]), target[rows]) for rows in _slices(logits)]
+    return torch.cat(parts)
+
+
+class Comparison(NamedTuple):
+    """What two models say about the same rows.
+
+    A row in which a logit is NaN or +inf is NaN wherever that logit has a say.
+    Where an id is ruled out by −inf, entropy and KL are NaN as well.
+    """
+
+    base_logprob: Tensor
+    """[row] log-probability of the gold id, in nats."""
+
+    aligned_logprob: Tensor
+    """[row] the same of the aligned model."""
+
+    base_rank: Tensor
+    """[row] how many ids have a strictly greater logit than the gold id; 0 is best, and −1 is
+    a row without a distribution."""
+
+    aligned_rank: Tensor
+    """[row] the same of the aligned model."""
+
+    base_entropy: Tensor
+    """[row] entropy over the whole vocabulary, in nats."""
+
+    aligned_entropy: Tensor
+    """[row] the same of the aligned model."""
+
+    kl_base_aligned: Tensor
+    """[row] KL(base ‖ aligned) in nats; over the shared ids where vocabularies differ. Rounding
+    may leave it a hair below 0."""
+
+    kl_aligned_base: Tensor
+    """[row] KL(aligned ‖ base) in nats, likewise."""
+
+    base_top: Tensor
+    """[row] id of the greatest logit."""
+
+    aligned_top: Tensor
+    """[row] the same of the aligned model."""
+
+    base_outside: Tensor
+    """[row] probability of the ids that are not shared; 0 of equal vocabularies."""
+
+    aligned_outside: Tensor
+    """[row] the same of the aligned model."""
+
+
+@torch.no_grad()
+def compare(
+    base: Tensor,
+    aligned: Tensor,
+    base_target: Tensor,
+    aligned_target: Tensor,
+    shared: tuple[Tensor, Tensor] | None = None,
+) -> Comparison:
+    """Both models' likelihoods, ranks and entropies, and the exact divergence between them.
+
+    Every entry is exponentiated once, a few rows at a time, so that what is in hand stays in
+    the cache. Equal logits have a divergence of exactly 0.
+
+    Args:
+        base: [row, vocab] logits of the base model.
+        aligned: [row, vocab] logits of the aligned model.
+        base_target: [row] gold ids in the base vocabulary.
+        aligned_target: [row] the same tokens in the aligned vocabulary.
+        shared: [id] ids in the base vocabulary and [id] the same tokens' ids in the aligned
+            one, where the vocabularies differ. The divergence is then between the two
+            distributions given that the token is a shared one.
+
+    Returns:
+        Its fields in float32 (float64 of float64 logits) and int64, where the logits are.
+    """
+    ids = None
+    if shared is not None:
+        ids = (
+            Shared.of(shared[0].to(base.device), base.shape[-1]),
+            Shared.of(shared[1].to(base.device), aligned.shape[-1]),
+        )
+    parts = [
+        _compare(base[rows], aligned[rows], base_target[rows], aligned_target[rows], ids)
+        for rows in _slices(base)
+    ]
+    return Comparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def lens(base: Tensor, aligned: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(base ‖ aligned) and Jensen-Shannon divergence, a few rows at a time.
+
+    Args:
+        base: [row, vocab] logits read off the base model.
+        aligned: [row, vocab] logits read off the aligned model.
+
+    Returns:
+        [row] KL and [row] Jensen-Shannon divergence, in nats.
+    """
+    parts = [_lens(base[rows], aligned[rows]) for rows in _slices(base)]
+    kl_base_aligned, divergence = (torch.cat(column) for column in zip(*parts, strict=True))
+    return kl_base_aligned, divergence
+
+
+class Weights(NamedTuple):
+    """A few rows of logits as unnormalised probabilities."""
+
+    logits: Tensor
+    """[row, vocab] in float32 at least."""
+
+    top: Tensor
+    """[row] id of the greatest logit."""
+
+    below: Tensor
+    """[row, vocab] each logit less the greatest."""
+
+    weight: Tensor
+    """[row, vocab] exponential of `below`."""
+
+    total: Tensor
+    """[row] sum of the weights; NaN where there is no distribution."""
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "Weights":
+        """The weights of [row, vocab] logits."""
+        logits = _at_least_float32(logits)
+        greatest, top = logits.max(-1, keepdim=True)
+        below = logits - greatest
+        weight = below.exp()
+        return cls(logits, top[:, 0], below, weight, weight.sum(-1))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """[row] mean of [row, vocab] values under the distribution."""
+        return torch.linalg.vecdot(self.weight, values) / self.total
+
+    def given(self, ids: "Shared") -> "Weights":
+        """The weights of the shared ids alone, in their order."""
+        weight = self.weight[:, ids.inside]
+        return self._replace(below=self.below[:, ids.inside], weight=weight, total=weight.sum(-1))
+
+
+class Shared(NamedTuple):
+    """The ids of a vocabulary that the other one has too."""
+
+    inside: Tensor | slice
+    """The shared ids, in the order of the pairing."""
+
+    outside: Tensor
+    """[id] the others."""
+
+    @classmethod
+    def of(cls, ids: Tensor, vocab: int) -> "Shared":
+        """Shared ids of a vocabulary; consecutive ones become a slice, which copies nothing."""
+        alone = torch.ones(vocab, dtype=torch.bool, device=ids.device)
+        alone[ids] = False
+        outside = alone.nonzero()[:, 0]
+        first = int(ids[0]) if len(ids) else 0
+        if torch.equal(ids, torch.arange(first, first + len(ids), device=ids.device)):
+            return cls(slice(first, first + len(ids)), outside)
+        return cls(ids, outside)
+
+
+def _compare(
+    base: Tensor,
+    aligned: Tensor,
+    base_target: Tensor,
+    aligned_target: Tensor,
+    ids: tuple[Shared, Shared] | None,
+) -> Comparison:
+    b, a = Weights.of(base), Weights.of(aligned)
+    numbers = {
+        "base_logprob": _gold(b, base_target),
+        "aligned_logprob": _gold(a, aligned_target),
+        "base_rank": _rank(b, base_target),
+        "aligned_rank": _rank(a, aligned_target),
+        "base_entropy": b.total.log() - b.mean(b.below),
+        "aligned_entropy": a.total.log() - a.mean(a.below),
+        "base_top": b.top,
+        "aligned_top": a.top,
+        "base_outside": torch.zeros_like(b.total),
+        "aligned_outside": torch.zeros_like(a.total),
+    }
+    if ids is not None:
+        numbers["base_outside"] = b.weight[:, ids[0].outside].sum(-1) / b.total
+        numbers["aligned_outside"] = a.weight[:, ids[1].outside].sum(-1) / a.total
+        b, a = b.given(ids[0]), a.given(ids[1])
+    # The entropies are taken: nobody needs `below` of the base any longer.
+    ratio, offset = b.below.sub_(a.below), b.total.log() - a.total.log()
+    return Comparison(
+        kl_base_aligned=b.mean(ratio) - offset,
+        kl_aligned_base=offset - a.mean(ratio),
+        **numbers,
+    )
+
+
+def _lens(base: Tensor, aligned: Tensor) -> tuple[Tensor, Tensor]:
+    b, a = Weights.of(base), Weights.of(aligned)
+    divergence = b.mean(b.below.sub_(a.below)) - (b.total.log() - a.total.log())
+    return divergence, _js(b.weight.div_(b.total[:, None]), a.weight.div_(a.total[:, None]))
+
+
+def _gold(weights: Weights, target: Tensor) -> Tensor:
+    return weights.below.gather(-1, target[:, None])[:, 0] - weights.total.log()
+
+
+def _rank(weights: Weights, target: Tensor) -> Tensor:
+    # On the logits themselves: below the greatest, two close ones may round to the same.
+    greater = weights.logits > weights.logits.gather(-1, target[:, None])
+    return greater.sum(-1).where(~weights.total.isnan(), -1)
+
+
+def _js(p: Tensor, q: Tensor) -> Tensor:
+    # With t = (p − q) / (p + q), ln(p / m) = ln(1 + t) and ln(q / m) = ln(1 − t): a small
+    # divergence keeps its digits, and equal distributions have exactly 0. The bounds keep
+    # 0 · ln 0 at 0; a NaN passes through them.
+    kind = torch.finfo(p.dtype)
+    tilt = (p - q).div_((p + q).clamp_min_(kind.tiny)).clamp_(kind.eps - 1, 1 - kind.eps)
+    toward_p = torch.linalg.vecdot(p, tilt.log1p())
+    return (toward_p + torch.linalg.vecdot(q, tilt.neg_().log1p_())) / 2
+
+
+def _slices(logits: Tensor) -> Iterator[slice]:
+    """Slices of rows whose temporaries fit a cache, or an accelerator's spare memory."""
+    entries = 2**17 if logits.device.type == "cpu" else 2**25
+    rows = max(1, entries // logits.shape[-1])
+    # An empty batch is one empty slice, so that there is something to concatenate.
+    return (slice(start, start + rows) for start in range(0, max(1, len(logits)), rows))
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,117 @@
+"""How sure a number is: intervals by resampling documents, and of shares."""
+
+from collections.abc import Iterator
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+CHUNK = 2**22
+"""Resampled documents in hand at a time."""
+
+
+class Interval(NamedTuple):
+    """An estimate and the bounds it lies between."""
+
+    estimate: np.ndarray | float
+    """[*] the number itself."""
+
+    low: np.ndarray | float
+    """[*] lower bound; NaN where there is none."""
+
+    high: np.ndarray | float
+    """[*] upper bound; NaN where there is none."""
+
+
+def bootstrap(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    *,
+    seed: int,
+    rounds: int = 2000,
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+) -> Interval:
+    r"""Ratio of sums :math:`\sum_i a_i / \sum_i b_i` and its percentile interval.
+
+    Documents are drawn with replacement; all columns are drawn together, so that columns (and
+    two calls with one seed and the same documents) are paired. The draw goes by place: sort
+    the documents first where the order they come in may differ.
+
+    Source: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", section 13.3.
+
+    Args:
+        numerator: [document, *] sums.
+        denominator: [document, *] or [document] sums, most often numbers of tokens.
+        seed: Of the draw.
+        rounds: Number of draws.
+        level: Share of draws within the interval.
+        clusters: [document] ids; documents that share one are drawn together.
+
+    Returns:
+        [*] estimate and bounds; of fewer than two documents (or clusters) the bounds are NaN.
+    """
+    numerator = np.asarray(numerator, np.float64)
+    denominator = np.asarray(denominator, np.float64)
+    if denominator.ndim == 1:
+        denominator = denominator.reshape(-1, *[1] * (numerator.ndim - 1))
+    if clusters is not None:
+        numerator, denominator = (_by_cluster(z, clusters) for z in (numerator, denominator))
+    # Nothing over nothing is NaN, and says so in the result.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = numerator.sum(0) / denominator.sum(0)
+        if len(numerator) < 2:
+            return Interval(estimate, estimate * np.nan, estimate * np.nan)
+        draws = [
+            np.tensordot(weights, numerator, 1) / np.tensordot(weights, denominator, 1)
+            for weights in _weights(len(numerator), rounds, seed)
+        ]
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail], axis=0)
+    return Interval(estimate, low, high)
+
+
+def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> Interval:
+    r"""Share :math:`p = k / n` and its score interval, which stays within 0 and 1.
+
+    .. math:: \frac{p + z^2 / 2n \pm z \sqrt{p (1 - p) / n + z^2 / 4n^2}}{1 + z^2 / n}
+
+    Source: Wilson (1927), "Probable Inference, the Law of Succession, and Statistical
+    Inference", eq. 1.
+
+    Args:
+        successes: [*] how many.
+        n: [*] of how many.
+        level: Share of intervals that hold the true share.
+
+    Returns:
+        [*] share and bounds; NaN of nothing.
+    """
+    successes, n = np.asarray(successes, np.float64), np.asarray(n, np.float64)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = successes / n
+        middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    return Interval(p, np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0))
+
+
+def _weights(documents: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each draw holds each document, [round, document] for some rounds at a time."""
+    random = np.random.default_rng(seed)
+    at_once = max(1, CHUNK // documents)
+    for start in range(0, rounds, at_once):
+        some = min(at_once, rounds - start)
+        # Counting drawn places is the multinomial itself, several times faster than drawing it.
+        drawn = random.integers(documents, size=(some, documents))
+        drawn += np.arange(some)[:, None] * documents
+        counts = np.bincount(drawn.ravel(), minlength=some * documents)
+        yield counts.reshape(some, documents).astype(np.float64)
+
+
+def _by_cluster(values: np.ndarray, clusters: ArrayLike) -> np.ndarray:
+    ids, places = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.zeros((len(ids), *values.shape[1:]))
+    np.add.at(sums, places, values)
+    return sums

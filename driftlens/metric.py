@@ -1,0 +1,210 @@
+"""What a metric is, and the one loop that feeds it."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import or_
+from typing import Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+
+from .errors import DriftlensError
+from .formulas.streams import Mergeable
+from .models import Frame, ModelPair, Wants
+from .models.tokens import Encoder, Window
+from .packs import Pack
+from .results import Result
+
+R = TypeVar("R", bound=Result)
+
+TRACE_BYTES = 2**28
+"""How much memory the activations of a batch may take unless the caller sets the batch."""
+
+
+class Metric(ABC, Generic[R]):
+    """A statistic of a stream of frames that may be split, and merged again.
+
+    Three laws hold of every metric, and `tests/test_laws.py` holds every metric to them:
+
+    - Merging the metrics of two parts of a stream gives the metric of the whole.
+    - `compute` changes nothing, and may be called at any time.
+    - A pair of a model with itself gives no drift.
+    """
+
+    wants: Wants = Wants()
+    """What each frame must show."""
+
+    pair: ModelPair
+    encoder: Encoder
+
+    def begin(self, pair: ModelPair, encoder: Encoder) -> None:
+        """Learn what is about to be shown; `measure` calls it before the first frame."""
+        self.pair, self.encoder = pair, encoder
+
+    @abstractmethod
+    def update(self, frame: Frame) -> None:
+        """Take in one frame."""
+
+    @abstractmethod
+    def compute(self) -> R:
+        """The result of all that was seen so far."""
+
+    def merge(self, other: "Metric[R]") -> Self:
+        """Take in what `other` saw; `other` is left as it is."""
+        for name, mine in self._kept().items():
+            mine.merge(getattr(other, name))
+        return self
+
+    def empty(self) -> Self:
+        """The same metric with nothing seen."""
+        empty = copy.copy(self)
+        for name, mine in self._kept().items():
+            setattr(empty, name, mine.empty())
+        return empty
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was seen, as arrays, so that a run can be taken up later."""
+        return {
+            f"{name}/{key}": array
+            for name, kept in self._kept().items()
+            for key, array in kept.state().items()
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take up what `state` gave."""
+        for name, kept in self._kept().items():
+            mark = f"{name}/"
+            kept.restore({k.removeprefix(mark): v for k, v in state.items() if k.startswith(mark)})
+        return self
+
+    def _kept(self) -> dict[str, Mergeable]:
+        return {name: kept for name, kept in vars(self).items() if isinstance(kept, Mergeable)}
+
+
+class Checkpoint(Protocol):
+    """Where a run keeps what it has done, so that it can be taken up again."""
+
+    def load(self) -> tuple[int, list[dict[str, np.ndarray]]] | None:
+        """How many batches are done, and each metric's state; None of a fresh run."""
+
+    def save(self, done: int, states: Callable[[], list[dict[str, np.ndarray]]]) -> None:
+        """Keep the states after `done` batches, if it is time to."""
+
+
+def measure(
+    pair: ModelPair,
+    pack: Pack,
+    metrics: Sequence[Metric],
+    *,
+    rows: int | None = None,
+    tokens: int | None = None,
+    length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> list[Result]:
+    """Show `pack` to both models once, and give every metric what it wants to see.
+
+    Where memory runs out, a batch is halved and shown again; the results are the same.
+
+    Args:
+        pair: The two models.
+        pack: What to show them.
+        metrics: What to take of it.
+        rows: How many windows to show at a time; None plans by tokens.
+        tokens: About how many tokens to show at a time; None plans by memory.
+        length: The most tokens in a window; a longer document is read in several.
+        progress: Told after each batch how many windows of how many are done.
+        checkpoint: Where to keep what is done, and to take it up from.
+
+    Returns:
+        The metrics' results, in their order.
+
+    Raises:
+        DriftlensError: A metric cannot be taken of such a pair or pack, a model's numbers are
+            not finite, or one window alone does not fit into memory.
+    """
+    wants = reduce(or_, (metric.wants for metric in metrics), Wants())
+    encoder = pair.encoder(pack, length)
+    _check(pair, pack, encoder, wants)
+    for metric in metrics:
+        metric.begin(pair, encoder)
+    done = 0
+    if checkpoint is not None and (kept := checkpoint.load()):
+        done, states = kept
+        for metric, state in zip(metrics, states, strict=True):
+            metric.restore(state)
+    batches = encoder.batches(tokens or affordable(pair, wants), rows)
+    seen = sum(map(len, batches[:done]))
+    for number, windows in enumerate(batches[done:], done + 1):
+        # Parts are made first and merged last, so that a failure leaves every metric whole.
+        for metric, part in zip(metrics, _look(pair, encoder, windows, metrics, wants), strict=True):
+            metric.merge(part)
+        seen += len(windows)
+        if checkpoint is not None:
+            checkpoint.save(number, lambda: [metric.state() for metric in metrics])
+        if progress is not None:
+            progress(seen, len(encoder.plan))
+    return [replace(metric.compute(), pack=pack.name) for metric in metrics]
+
+
+def affordable(pair: ModelPair, wants: Wants) -> int:
+    """How many tokens at a time keep the activations of both models within their memory."""
+    layers = pair.depth if wants.layers is None else len(wants.layers)
+    sites = 2 + layers * len(wants.parts)
+    return int(np.clip(TRACE_BYTES // (2 * 4 * sites * pair.width), 256, 8192))
+
+
+def _look(
+    pair: ModelPair,
+    encoder: Encoder,
+    windows: Sequence[Window],
+    metrics: Sequence[Metric],
+    wants: Wants,
+) -> list[Metric]:
+    """What each metric sees in some windows, halved until they fit into memory."""
+    try:
+        frame = pair.frame(encoder, windows, wants)
+        parts = [metric.empty() for metric in metrics]
+        for part in parts:
+            part.update(frame)
+        return parts
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if len(windows) == 1:
+            raise DriftlensError(
+                f"memory for one window of {windows[0].length} tokens",
+                found="less",
+                remedy="Give a smaller --max-length, fewer --layers, or a larger device.",
+            ) from None
+    # Outside the handler, so that the failed pass is freed before the next.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(windows) // 2
+    left = _look(pair, encoder, windows[:half], metrics, wants)
+    right = _look(pair, encoder, windows[half:], metrics, wants)
+    return [a.merge(b) for a, b in zip(left, right, strict=True)]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "can't allocate memory" in str(error)
+
+
+def _check(pair: ModelPair, pack: Pack, encoder: Encoder, wants: Wants) -> None:
+    if wants.causal and not pair.base.causal:
+        raise DriftlensError(
+            "models that continue text",
+            found=f"{pair.base.name}, which fills in masked tokens",
+            remedy="Leave out the metrics that resume a model at a block.",
+        )
+    if wants.same_tokens and not encoder.same:
+        raise DriftlensError(
+            "two tokenizers that cut the text into the same tokens",
+            found=f"documents of {pack.name} cut differently by {pair.base.name} "
+            f"and {pair.aligned.name}",
+            remedy="Leave out the metrics that swap activations token by token.",
+        )

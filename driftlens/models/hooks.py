@@ -1,0 +1,318 @@
+"""The reference back-end: plain PyTorch hooks. Hooks are registered in this file only."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import anatomy
+from .model import Edits, Trace, Wants
+from .sites import EMBED, Site, every
+from .tokens import Batch
+
+
+class HookedModel:
+    """A `transformers` language model, looked into by hooks and left as it was found.
+
+    Args:
+        net: A causal or masked language model.
+        tokenizer: Its tokenizer.
+        name: What to call it.
+        around: Gives a context inside which the net is this model; a base model that shares its
+            net with an adapter is found with the adapter disabled.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        tokenizer: Any,
+        name: str = "",
+        around: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.net, self.tokenizer, self.around = net, tokenizer, around
+        self.body = getattr(net, "base_model", net)
+        self.name = name or getattr(net.config, "name_or_path", "") or type(net).__name__
+        self.blocks = anatomy.blocks(self.body)
+        self.depth = len(self.blocks)
+        self.causal = not type(net).__name__.endswith("ForMaskedLM")
+        text = net.config.get_text_config()
+        self.width = int(text.hidden_size)
+        self.context = _context(text)
+        self._accepts = frozenset(inspect.signature(self.body.forward).parameters)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it reads its token ids."""
+        return self.net.get_input_embeddings().weight.device
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """How many logits it gives."""
+        dtype = next(self.body.parameters()).dtype
+        return self.readout(torch.zeros(1, self.width, device=self.device, dtype=dtype)).shape[-1]
+
+    @cached_property
+    def residual_identity(self) -> bool:
+        """Whether in every block stream in + attention + MLP = stream out."""
+        return all(identity for _, _, identity in self._writers)
+
+    def trace(self, batch: Batch, wants: Wants = Wants(), edits: Edits | None = None) -> Trace:
+        """Run `batch`, with `edits` in place, and return what `wants` asks for."""
+        batch = batch.to(self.device)
+        sites = set(self._sites(wants)) | {self._end}
+        with self._as_found(frozen=wants.gradients), torch.set_grad_enabled(wants.gradients):
+            with self._tap(batch, sites, edits or {}) as seen:
+                self.body(**self._inputs(batch))
+            last = seen[self._end]
+            predictors = self._predictors(batch, last, edits or {})
+            gradients: dict[Site, Tensor] = {}
+            if wants.gradients:
+                likelihood = self.readout(predictors).float().log_softmax(-1)
+                total = likelihood.gather(-1, batch.targets[:, None]).sum()
+                gradients = dict(
+                    zip(seen, torch.autograd.grad(total, list(seen.values())), strict=True)
+                )
+        return Trace(
+            batch,
+            last.detach(),
+            predictors.detach(),
+            {site: tensor.detach() for site, tensor in seen.items()},
+            gradients,
+        )
+
+    def resume(self, batch: Batch, layer: int, stream: Tensor) -> Tensor:
+        """[scored token, width] predictors when block `layer` left the given stream.
+
+        The blocks up to `layer` are not run. Layer -1 gives block 0 the stream to read.
+        """
+        batch, stream = batch.to(self.device), stream.to(self.device)
+        if layer == self.depth - 1:
+            return self._predictors(batch, stream, {})
+        edits = {EMBED: lambda _: stream} if layer < 0 else {}
+        with (
+            self._as_found(),
+            torch.no_grad(),
+            self._skip(layer, stream),
+            self._tap(batch, {self._end}, edits) as seen,
+        ):
+            self.body(**self._inputs(batch))
+        return self._predictors(batch, seen[self._end], {})
+
+    def readout(self, stream: Tensor) -> Tensor:
+        """[row, vocab] logits that the model's own head reads from [row, width] last streams.
+
+        The net's own forward pass is run with its blocks skipped, so that final norm, head, soft
+        caps and scales are the model's, whatever they are. Rows stand in the batch axis, each as
+        a text of one token.
+        """
+        stream = stream.to(self.device)[:, None]
+        ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=self.device)
+        grad = torch.is_grad_enabled() and stream.requires_grad
+        with (
+            self._as_found(),
+            torch.set_grad_enabled(grad),
+            self._skip(self.depth - 1, stream),
+        ):
+            return self.net(input_ids=ids, **self._without_cache).logits[:, 0]
+
+    @property
+    def _end(self) -> Site:
+        return Site(self.depth - 1, "out")
+
+    def _sites(self, wants: Wants) -> Iterable[Site]:
+        layers = range(self.depth) if wants.layers is None else sorted(wants.layers)
+        return [site for site in every(layers, *sorted(wants.parts - {"in"})) if self.has(site)]
+
+    def has(self, site: Site) -> bool:
+        """Whether there is such a place; some blocks have no attention or no MLP of their own."""
+        if site.part in ("in", "out"):
+            return True
+        return self._writers[site.layer][site.part == "mlp"] is not None
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": batch.ids, **self._without_cache}
+        if not bool(batch.mask.all()):
+            inputs["attention_mask"] = batch.mask.long()
+        # Masked models count places from an offset of their own and from the right mask alone.
+        if self.causal and "position_ids" in self._accepts:
+            inputs["position_ids"] = batch.positions
+        return inputs
+
+    @property
+    def _without_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if "use_cache" in self._accepts else {}
+
+    def _predictors(self, batch: Batch, last: Tensor, edits: Edits) -> Tensor:
+        rows, tokens = batch.target
+        if self.causal:
+            return last[rows, tokens - 1]
+        return torch.cat([last[:0, 0], *self._masked(batch, edits)])
+
+    def _masked(self, batch: Batch, edits: Edits) -> Iterator[Tensor]:
+        """Predictors of a masked model: each scored token is masked in a copy of its row."""
+        rows, tokens = batch.target
+        size = max(1, batch.ids.shape[0])
+        for some_rows, some in zip(rows.split(size), tokens.split(size), strict=True):
+            ids = batch.ids[some_rows].clone()
+            here = torch.arange(len(some), device=ids.device)
+            ids[here, some] = self.tokenizer.mask_token_id
+            none = (some[:0], some[:0])
+            copies = Batch(ids, batch.mask[some_rows], none, none, some[:0])
+            with self._tap(copies, {self._end}, edits) as seen:
+                self.body(**self._inputs(copies))
+            yield seen[self._end][here, some]
+
+    @cached_property
+    def _anatomy(self) -> list[tuple[tuple[str | None, str | None, bool], int | None]]:
+        """For each block its writers, and the length of its output if that is a tuple."""
+        ids = torch.arange(1, 6, device=self.device)[None] % self.net.config.vocab_size
+        seen: dict[tuple[int, str], tuple[Tensor, object]] = {}
+        with self._as_found(), torch.no_grad(), ExitStack() as hooks:
+            for number, block in enumerate(self.blocks):
+                for name, module in [("", block), *block.named_children()]:
+                    hook = _recorder(seen, (number, name))
+                    handle = module.register_forward_hook(hook, with_kwargs=True)
+                    hooks.callback(handle.remove)
+            self.body(input_ids=ids)
+        return [self._block_anatomy(number, seen) for number in range(self.depth)]
+
+    def _block_anatomy(self, number: int, seen: Mapping[tuple[int, str], tuple[Tensor, object]]):
+        before, output = seen[number, ""]
+        after = anatomy.stream_of(output, before)
+        outputs = {
+            name: stream
+            for (block, name), (_, given) in seen.items()
+            if block == number and name and (stream := anatomy.stream_of(given, before)) is not None
+        }
+        found = anatomy.writers(self.blocks[number], before, after, outputs)
+        return found, len(output) if isinstance(output, tuple) else None
+
+    @cached_property
+    def _writers(self) -> list[tuple[str | None, str | None, bool]]:
+        return [found for found, _ in self._anatomy]
+
+    @contextmanager
+    def _as_found(self, frozen: bool = False) -> Iterator[None]:
+        """Evaluation mode (and no parameter's gradient, if `frozen`) while inside."""
+        training = [module for module in self.net.modules() if module.training]
+        learning = {p: p.requires_grad for p in self.net.parameters()}
+        try:
+            for module in training:
+                module.training = False
+            with self.around():
+                for parameter in learning if frozen else ():
+                    parameter.requires_grad_(False)
+                yield
+        finally:
+            for module in training:
+                module.training = True
+            # Disabling an adapter also touches what of it can learn.
+            for parameter, learns in learning.items():
+                if parameter.requires_grad != learns:
+                    parameter.requires_grad_(learns)
+
+    @contextmanager
+    def _skip(self, layer: int, stream: Tensor) -> Iterator[None]:
+        """Blocks up to `layer` do not run while inside; that one leaves `stream`."""
+        own: list[tuple[nn.Module, Any]] = []
+        forms = [length for _, length in self._anatomy]
+        try:
+            for number in range(layer + 1):
+                block = self.blocks[number]
+                own.append((block, vars(block).get("forward")))
+                block.forward = _leaving(stream if number == layer else None, forms[number])
+            yield
+        finally:
+            for block, forward in own:
+                if forward is None:
+                    del block.forward
+                else:
+                    block.forward = forward
+
+    @contextmanager
+    def _tap(
+        self, batch: Batch, sites: Iterable[Site], edits: Edits
+    ) -> Iterator[Mapping[Site, Tensor]]:
+        """Record what passes through `sites`, and replace what `edits` names, while inside."""
+        seen: dict[Site, Tensor] = {}
+        wanted = frozenset(sites)
+        shape = (*batch.ids.shape, self.width)
+
+        def pass_through(site: Site, given: Tensor) -> Tensor:
+            # Some MLPs flatten batch and token.
+            stream = given.reshape(shape)
+            if site in edits:
+                stream = edits[site](stream)
+            if site in wanted:
+                if torch.is_grad_enabled() and not stream.requires_grad:
+                    stream = stream.detach().requires_grad_()
+                seen[site] = stream
+            return stream.reshape(given.shape)
+
+        with ExitStack() as hooks:
+            for site in sorted(wanted | frozenset(edits)):
+                hooks.callback(self._register(site, pass_through).remove)
+            yield seen
+
+    def _register(self, site: Site, pass_through: Callable[[Site, Tensor], Tensor]):
+        block = self.blocks[site.layer]
+        if site.part == "in":
+            return block.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
+        module = block
+        if site.part != "out":
+            module = block.get_submodule(self._writers[site.layer][site.part == "mlp"])
+        return module.register_forward_hook(
+            lambda _, __, output: _with_first(output, pass_through(site, _first(output)))
+        )
+
+
+def _recorder(seen: dict, key: tuple[int, str]) -> Callable:
+    def record(_: nn.Module, inputs: tuple, keywords: dict, output: object) -> None:
+        seen[key] = (_entering(inputs, keywords), output)
+
+    return record
+
+
+def _entering(inputs: tuple, keywords: Mapping[str, Any]) -> Tensor:
+    return inputs[0] if inputs else keywords.get("hidden_states")
+
+
+def _before(site: Site, pass_through: Callable[[Site, Tensor], Tensor]) -> Callable:
+    def replace(_: nn.Module, inputs: tuple, keywords: dict) -> tuple[tuple, dict]:
+        stream = pass_through(site, _entering(inputs, keywords))
+        if inputs:
+            return (stream, *inputs[1:]), keywords
+        return inputs, {**keywords, "hidden_states": stream}
+
+    return replace
+
+
+def _leaving(stream: Tensor | None, length: int | None) -> Callable:
+    """A forward pass that does nothing but leave `stream`, or what entered."""
+
+    def forward(*inputs: Any, **keywords: Any) -> Tensor | tuple:
+        left = _entering(inputs, keywords) if stream is None else stream
+        return left if length is None else (left, *[None] * (length - 1))
+
+    return forward
+
+
+def _first(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_first(output: Tensor | tuple, tensor: Tensor) -> Tensor | tuple:
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def _context(config: Any) -> int | None:
+    """How many tokens the positions of a model reach, as its configuration names it."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or config.model_type not in ("roberta", "xlm-roberta", "camembert"):
+        return limit
+    # RoBERTa counts places from its padding id on.
+    return limit - config.pad_token_id - 1

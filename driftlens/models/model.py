@@ -1,0 +1,94 @@
+"""What every back-end promises: run a batch, and show what it saw."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .sites import Part, Site
+from .tokens import Batch
+
+Edits = Mapping[Site, Callable[[Tensor], Tensor]]
+"""What to put in place of a site's tensor: a patch, a steer and an ablation are all edits."""
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a metric asks to see. The wants of several metrics add up, and are met at once."""
+
+    parts: frozenset[Part] = frozenset()
+    layers: frozenset[int] | None = frozenset()
+    """Blocks whose parts are wanted; None is every block."""
+
+    gradients: bool = False
+    causal: bool = False
+    """Whether only models that continue text can be asked."""
+
+    same_tokens: bool = False
+    """Whether both models must read the same tokens."""
+
+    def __or__(self, other: "Wants") -> "Wants":
+        every = self.layers is None or other.layers is None
+        return Wants(
+            self.parts | other.parts,
+            None if every else (self.layers or frozenset()) | (other.layers or frozenset()),
+            self.gradients or other.gradients,
+            self.causal or other.causal,
+            self.same_tokens or other.same_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one model saw of one batch, at its own tokens."""
+
+    batch: Batch
+
+    last: Tensor
+    """[batch, token, width] stream that leaves the last block, before the final norm."""
+
+    predictors: Tensor
+    """[scored token, width] stream of the last block from which each scored token is predicted."""
+
+    activations: Mapping[Site, Tensor] = field(default_factory=dict)
+    """For each site, [batch, token, width]."""
+
+    gradients: Mapping[Site, Tensor] = field(default_factory=dict)
+    """For each site, [batch, token, width] gradient of the row's scored log-likelihood."""
+
+    def at(self, site: Site) -> Tensor:
+        """[unit, width] activations at the token that closes each unit, of all rows."""
+        return self.activations[site][self.batch.closing]
+
+
+class Model(Protocol):
+    """A language model that can be looked into."""
+
+    name: str
+    tokenizer: Any
+    depth: int
+    width: int
+    vocabulary: int
+    """How many logits it gives."""
+
+    context: int | None
+    """The most tokens it can read; None if it names no limit."""
+
+    causal: bool
+    """Whether it continues text; else it fills in masked tokens."""
+
+    def trace(self, batch: Batch, wants: Wants = Wants(), edits: Edits | None = None) -> Trace:
+        """Run `batch`, with `edits` in place, and return what `wants` asks for."""
+        ...
+
+    def resume(self, batch: Batch, layer: int, stream: Tensor) -> Tensor:
+        """[scored token, width] predictors when block `layer` left the given stream.
+
+        The blocks up to `layer` are not run. Layer -1 gives block 0 the stream to read.
+        """
+        ...
+
+    def readout(self, stream: Tensor) -> Tensor:
+        """[row, vocab] logits that the model's own head reads from [row, width] last streams."""
+        ...

@@ -1,0 +1,244 @@
+"""A base model beside its aligned version."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+from driftlens.formulas.divergence import Comparison, compare, gold
+from driftlens.packs import Pack
+
+from .load import load_pair
+from .model import Model, Trace, Wants
+from .sites import EMBED, Site
+from .tokens import Encoder, Units, Window, shared_vocabulary
+
+LENGTH = 1024
+"""The longest window that is read unless the caller asks for another."""
+
+LOGIT_BYTES = 2**26
+"""How much memory the logits of both models may take at once."""
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A base model and its aligned version.
+
+    A pair of a model with itself drifts nowhere, and is every metric's null control.
+
+    Raises:
+        DriftlensError: They differ in depth, in width, or in what they are for.
+    """
+
+    base: Model
+    aligned: Model
+
+    def __post_init__(self) -> None:
+        for what, name in (("blocks", "depth"), ("width", "width"), ("use", "causal")):
+            ours, theirs = getattr(self.base, name), getattr(self.aligned, name)
+            if ours != theirs:
+                raise DriftlensError(
+                    f"two models with the same {what}",
+                    found=f"{self.base.name} with {name} {ours}, "
+                    f"{self.aligned.name} with {theirs}",
+                    remedy="Compare versions of one architecture.",
+                )
+
+    @classmethod
+    def load(cls, base: object, aligned: object, **options: Any) -> "ModelPair":
+        """Load both models; each may be a name, a folder or a live model.
+
+        Args:
+            base: A hub id, a local folder, `demo:base`, or a live `transformers` model.
+            aligned: The same, or the folder of a PEFT adapter, or a live `PeftModel`. An adapter
+                shares the base's weights and is never merged.
+            **options: Those of `driftlens.models.load.load_pair`: `device`, `dtype`, `revision`,
+                `aligned_revision`, `trust_remote_code`, `attn_implementation`,
+                `local_files_only`, `tokenizer`.
+
+        Raises:
+            LoadError: A model is missing, has no safetensors, or lacks weights.
+            DriftlensError: The two cannot be compared.
+        """
+        return cls(*load_pair(base, aligned, **options))
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of either model."""
+        return self.base.depth
+
+    @property
+    def width(self) -> int:
+        """Width of either model's residual stream."""
+        return self.base.width
+
+    @cached_property
+    def shared(self) -> tuple[Tensor, Tensor] | None:
+        """Ids of base and of aligned for the same token strings; None if all are the same."""
+        if self.base is self.aligned:
+            return None
+        sizes = (self.base.vocabulary, self.aligned.vocabulary)
+        return shared_vocabulary(self.base.tokenizer, self.aligned.tokenizer, sizes)
+
+    def encoder(self, pack: Pack, length: int | None = None) -> Encoder:
+        """The pack as both models' tokens, in windows of at most `length` tokens."""
+        limits = [n for n in (self.base.context, self.aligned.context) if n is not None]
+        length = min([length or LENGTH, *limits])
+        tokenizers = (self.base.tokenizer, self.aligned.tokenizer)
+        return Encoder(pack, tokenizers, length, masked=not self.base.causal)
+
+    def frames(
+        self,
+        pack: Pack,
+        wants: Wants = Wants(),
+        *,
+        rows: int | None = None,
+        tokens: int = 2048,
+        length: int | None = None,
+    ) -> Iterator["Frame"]:
+        """Show `pack` to both models, `rows` windows or about `tokens` tokens at a time."""
+        encoder = self.encoder(pack, length)
+        for windows in encoder.batches(tokens, rows):
+            yield self.frame(encoder, windows, wants)
+
+    def frame(self, encoder: Encoder, windows: Sequence[Window], wants: Wants = Wants()) -> "Frame":
+        """Show a few windows to both models.
+
+        Raises:
+            DriftlensError: A model's numbers are not finite; says which model, layer and document.
+        """
+        ours, theirs, units = encoder.encode(windows)
+        base = self.base.trace(ours, wants)
+        aligned = base if self.aligned is self.base else self.aligned.trace(theirs, wants)
+        frame = Frame(self, encoder, tuple(windows), units, base, aligned)
+        for model, trace in ((self.base, base), (self.aligned, aligned)):
+            if not bool(trace.last[trace.batch.mask].isfinite().all()):
+                raise _not_finite(model, trace, frame)
+        return frame
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One batch of windows as both models saw it."""
+
+    pair: ModelPair
+    encoder: Encoder
+    windows: tuple[Window, ...]
+    units: Units
+    base: Trace
+    aligned: Trace
+
+    def both(self, site: Site) -> tuple[Tensor, Tensor]:
+        """[unit, width] activations of base and of aligned, at the same places of the texts."""
+        return self.base.at(site), self.aligned.at(site)
+
+    @cached_property
+    def scored(self) -> Units:
+        """Where the scored units stand."""
+        return self.units.of_scored()
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Both models' predictions of each scored token. Needs both to read the same tokens."""
+        pieces = [
+            compare(
+                self.pair.base.readout(b),
+                self.pair.base.readout(b) if a is b else self.pair.aligned.readout(a),
+                x,
+                y,
+                self.pair.shared,
+            )
+            for b, a, x, y in self._chunks()
+        ]
+        whole = Comparison(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
+        for model, column in (
+            (self.pair.base, whole.base_logprob),
+            (self.pair.aligned, whole.aligned_logprob),
+        ):
+            if not bool(column.isfinite().all()):
+                document = int(self.scored.document[int((~column.isfinite()).nonzero()[0])])
+                raise _error(model, "its logits", document)
+        return whole
+
+    @cached_property
+    def likelihoods(self) -> tuple[Tensor, Tensor]:
+        """[scored unit] log-likelihood of each by base and by aligned, in nats, float64."""
+        if self.encoder.same:
+            base, aligned = self.comparison.base_logprob, self.comparison.aligned_logprob
+            return base.double(), aligned.double()
+        return (
+            self.likelihood_of(self.pair.base, self.base, self.base.predictors),
+            self.likelihood_of(self.pair.aligned, self.aligned, self.aligned.predictors),
+        )
+
+    @cached_property
+    def restored(self) -> Tensor:
+        """[boundary, scored unit] log-likelihoods with base below each boundary, aligned above.
+
+        Boundaries lie below the embedding (all is aligned), above it, above each block, and
+        above the head (all is base). Putting base's stream at all positions above a block is
+        the same as putting base's weights below it, as long as the stream is all that blocks
+        hand on. Each run starts at its boundary. float64, in nats.
+        """
+        return self._hybrids(self.base, self.pair.aligned, self.aligned, self.likelihoods)
+
+    @cached_property
+    def corrupted(self) -> Tensor:
+        """[boundary, scored unit] the same with aligned below each boundary and base above."""
+        return self._hybrids(self.aligned, self.pair.base, self.base, self.likelihoods[::-1])
+
+    def _hybrids(
+        self, below: Trace, model: Model, above: Trace, ends: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        runs = [ends[1]]
+        for layer in range(-1, self.pair.depth):
+            site = EMBED if layer < 0 else Site(layer)
+            stream = below.activations[site]
+            if torch.equal(stream, above.activations[site]):
+                runs.append(ends[1])
+                continue
+            predictors = model.resume(above.batch, layer, stream)
+            runs.append(self.likelihood_of(model, above, predictors))
+        return torch.stack([*runs, ends[0]])
+
+    def likelihood_of(self, model: Model, trace: Trace, predictors: Tensor) -> Tensor:
+        """[scored unit] what `model` reads from [scored token, width] predictors, in nats."""
+        rows = _rows(model.vocabulary)
+        pieces = zip(predictors.split(rows), trace.batch.targets.split(rows), strict=True)
+        tokens = [gold(model.readout(p), t).double().cpu() for p, t in pieces]
+        units = torch.zeros(int(self.units.scored.sum()), dtype=torch.float64)
+        return units.index_add(0, trace.batch.owner.cpu(), torch.cat(tokens))
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        rows = _rows(self.pair.base.vocabulary + self.pair.aligned.vocabulary)
+        base = self.base.predictors.split(rows)
+        aligned = base if self.aligned is self.base else self.aligned.predictors.split(rows)
+        targets = (trace.batch.targets.split(rows) for trace in (self.base, self.aligned))
+        yield from zip(base, aligned, *targets, strict=True)
+
+
+def _rows(vocabulary: int) -> int:
+    return max(1, LOGIT_BYTES // (4 * vocabulary))
+
+
+def _not_finite(model: Model, trace: Trace, frame: Frame) -> DriftlensError:
+    """Where a model's numbers stop to be finite: the lowest layer, and the first document."""
+    every = model.trace(trace.batch, Wants(frozenset({"out"}), None))
+    for site, stream in sorted(every.activations.items()):
+        bad = ~stream.isfinite().all(-1) & trace.batch.mask
+        if bad.any():
+            window = frame.windows[int(bad.any(1).nonzero()[0])]
+            return _error(model, f"the stream at {site}", window.example)
+    return _error(model, "its last stream", frame.windows[0].example)
+
+
+def _error(model: Model, where: str, document: int) -> DriftlensError:
+    return DriftlensError(
+        "finite numbers in both models",
+        found=f"NaN or infinity in {where} of {model.name}, document {document}",
+        remedy="Check that checkpoint, or try --dtype float32.",
+    )
