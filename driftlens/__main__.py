@@ -1,0 +1,5 @@
+"""`python -m driftlens`."""
+
+from .cli import main
+
+main()

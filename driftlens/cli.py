@@ -1,0 +1,545 @@
+"""The command line: parse, call, print. No other file reads arguments or prints."""
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from .errors import DriftlensError
+
+if TYPE_CHECKING:
+    from .models import ModelPair
+    from .packs import Pack
+    from .results import Check, Result
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Base = Annotated[
+    str, typer.Argument(metavar="BASE", help="Hub id, folder or demo:base of the base model.")
+]
+Aligned = Annotated[
+    str,
+    typer.Argument(
+        metavar="ALIGNED", help="The same of its aligned version; also a PEFT adapter's folder."
+    ),
+]
+Text = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text", help="A file of text (plain, JSONL or Parquet), or - for standard input."
+    ),
+]
+PackNames = Annotated[
+    list[str] | None,
+    typer.Option("--pack", help="A shipped pack by name, or a pack's folder. See `packs`."),
+]
+Limit = Annotated[int | None, typer.Option(help="Show only the first N examples of each pack.")]
+Length = Annotated[int | None, typer.Option("--max-length", help="The most tokens in a window.")]
+Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="What to load in: auto, float32, bfloat16, float16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model.")]
+AlignedRevision = Annotated[str | None, typer.Option(help="The same of the aligned model.")]
+Remote = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that comes with a model run.")
+]
+Attention = Annotated[
+    str, typer.Option("--attn-implementation", help="sdpa, eager, flash_attention_2.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Ask nothing of the hub.")]
+Identical = Annotated[
+    bool, typer.Option("--allow-identical", help="Go on although both models are the same.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+
+
+def main() -> None:
+    """Run the command line, and leave with what a caller can act on.
+
+    0 done, 1 a threshold was crossed, 2 usage or input to mend, 3 a model or file could not be
+    loaded, 130 interrupted.
+    """
+    try:
+        app()
+    except DriftlensError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "interrupted", 130)
+
+
+@app.callback()
+def about() -> None:
+    """Where, and by what, an aligned language model drifted from its base."""
+
+
+@app.command()
+def report(
+    base: Base,
+    aligned: Aligned,
+    text: Text = None,
+    pack: PackNames = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the report.", show_default=False)
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks at which drift is measured, as 0,5,10-12.")
+    ] = None,
+    limit: Limit = None,
+    batch_size: Annotated[
+        str, typer.Option(help="Windows shown at a time; auto plans by memory.")
+    ] = "auto",
+    max_length: Length = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(help="Of every sample and every bootstrap.")] = 0,
+    format: Annotated[
+        str, typer.Option(help="What to write: html, json, parquet, figures, with commas.")
+    ] = "html,json,parquet,figures",
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave with 1 if this holds, as 'forgetting.loss_rise>0.1'."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the report that stands there.")
+    ] = False,
+    allow_identical: Identical = False,
+    revision: Revision = None,
+    aligned_revision: AlignedRevision = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models and write a report.
+
+    driftlens report demo:base demo:aligned
+
+    driftlens report org/base org/aligned --text held-out.jsonl --fail-on 'forgetting.loss_rise>0.1'
+    """
+    started = datetime.now(UTC)
+    bounds = [_bound(text) for text in fail_on or []]
+    rows = None if batch_size == "auto" else _count(batch_size, "--batch-size")
+    formats = [name.strip() for name in format.split(",") if name.strip()]
+    out = out or Path("reports") / f"{_slug(base)}-{_slug(aligned)}"
+    _refuse_existing(out, overwrite or resume)
+    packs = _packs(text, pack, limit)
+    pair = _load(
+        base,
+        aligned,
+        quiet,
+        offline,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        aligned_revision=aligned_revision,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
+    from . import doctor, suite
+    from .partial import Partial
+    from .report import Report
+
+    chosen = None if layers is None else _layers(layers, pair.depth)
+    options = suite.Options(chosen, seed, rows, max_length)
+    checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
+    doctor.require(checks)
+    about = _run(base, aligned, pair, packs, options, started)
+    partial = Partial(out, _identity(about), resume=resume)
+    with _progress(quiet) as progress, _stoppable(partial, out):
+        results = list(suite.examine(pair, packs, options, partial=partial, progress=progress))
+    about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    page = Report(f"{pair.base.name} → {pair.aligned.name}", results, checks, about)
+    written = page.write(out, overwrite=overwrite or resume, formats={*formats, "json"})
+    partial.remove()
+    if as_json:
+        typer.echo((Path(out) / "results.json").read_text("utf-8"))
+    else:
+        if not quiet:
+            typer.echo(page.verdict(), err=True)
+        typer.echo(written)
+    crossed = [said for said, holds in bounds if holds(results)]
+    if crossed:
+        _fail(f"threshold crossed: {'; '.join(crossed)}", 1)
+
+
+@app.command()
+def doctor(
+    base: Base,
+    aligned: Aligned,
+    text: Text = None,
+    pack: PackNames = None,
+    limit: Limit = None,
+    max_length: Length = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    allow_identical: Identical = False,
+    revision: Revision = None,
+    aligned_revision: AlignedRevision = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the gates that a report runs first, and the noise floor; measure nothing else."""
+    packs = _packs(text, pack, limit)
+    pair = _load(
+        base,
+        aligned,
+        quiet,
+        offline,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        aligned_revision=aligned_revision,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
+    from . import doctor, suite
+
+    checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
+    options = suite.Options(length=max_length)
+    metrics = suite.applicable(pair, packs[0], options)
+    floors = doctor.noise_floor(pair.base, packs[0], metrics, max_length)
+    if as_json:
+        record = {"checks": [vars(check) for check in checks], "noise_floor": floors.sizes}
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        _print_checks(checks)
+        for kind, sizes in floors.sizes.items():
+            for name, size in sizes.items():
+                typer.echo(f"floor  {kind}.{name}: {size:.2g}")
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(2)
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
+    """Print a report's verdict and its small tables in the terminal."""
+    from . import diagnostics, doctor
+    from .report import Report
+
+    assert diagnostics and doctor, "their kinds of results are known once they are imported"
+    page = Report.read(folder)
+    typer.echo(page.title)
+    typer.secho(page.verdict(), bold=True)
+    _print_checks(page.checks)
+    for result in page.results:
+        _print_result(result)
+
+
+@app.command()
+def render(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
+    """Draw a report's page again from its record and tables alone."""
+    from . import diagnostics, doctor
+    from .report import render
+
+    assert diagnostics and doctor, "their kinds of results are known once they are imported"
+    typer.echo(render(folder))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of results.json."""
+    from .report import schema
+
+    typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def packs() -> None:
+    """List the packs that ship with driftlens."""
+    from .packs import STANDARD, Pack, names
+
+    for name in names():
+        pack = Pack.load(name)
+        mark = "*" if name in STANDARD else " "
+        title = pack.card.get("title", "")
+        typer.echo(f"{mark} {name:14} {pack.kind:11} {len(pack.examples):5}  {title}")
+    typer.echo("* taken by a report unless --text or --pack says otherwise")
+
+
+# What the commands share
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.secho(message, err=True, fg=None if code == 130 else "red")
+    raise SystemExit(code)
+
+
+def _packs(
+    text: Sequence[str] | None, names: Sequence[str] | None, limit: int | None
+) -> list["Pack"]:
+    from .packs import STANDARD, Pack
+
+    asked = [*map(Pack.read, text or ()), *map(Pack.load, names or ())]
+    found = [pack.limit(limit) for pack in asked or map(Pack.load, STANDARD)]
+    twice = {pack.name for pack in found if sum(p.name == pack.name for p in found) > 1}
+    if twice:
+        raise DriftlensError(
+            "packs of different names",
+            found=f"{', '.join(sorted(twice))} more than once",
+            remedy="Rename a file or leave one out.",
+        )
+    return found
+
+
+def _load(base: str, aligned: str, quiet: bool, offline: bool, **options: Any) -> "ModelPair":
+    import transformers
+
+    from .models import ModelPair
+
+    transformers.logging.set_verbosity_error()
+    if quiet or not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    return ModelPair.load(base, aligned, local_files_only=offline or None, **options)
+
+
+def _run(
+    base: str,
+    aligned: str,
+    pair: "ModelPair",
+    packs: Sequence["Pack"],
+    options: Any,
+    started: datetime,
+) -> dict[str, Any]:
+    """Where a report came from."""
+    import platform
+
+    import numpy
+    import torch
+    import transformers
+
+    from . import __version__
+
+    def known(model: Any, given: str) -> dict[str, Any]:
+        return {"given": given, "name": model.name, **getattr(model, "source", {})}
+
+    return {
+        "command": " ".join(["driftlens", *sys.argv[1:]]),
+        "seed": options.seed,
+        "options": {
+            "layers": None if options.layers is None else sorted(options.layers),
+            "batch_size": options.rows or "auto",
+            "max_length": options.length,
+        },
+        "versions": {
+            "driftlens": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+        "started": started.isoformat(timespec="seconds"),
+        "models": {"base": known(pair.base, base), "aligned": known(pair.aligned, aligned)},
+        "packs": [
+            {
+                "name": pack.name,
+                "kind": pack.kind,
+                "examples": len(pack.examples),
+                "sha256": pack.sha256,
+                **{k: pack.card[k] for k in ("title", "source", "licence") if k in pack.card},
+            }
+            for pack in packs
+        ],
+    }
+
+
+def _identity(run: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to be taken up again."""
+    models = {side: known.get("sha256") for side, known in run["models"].items()}
+    dtypes = {f"{side} dtype": known.get("dtype") for side, known in run["models"].items()}
+    packs = [[pack["name"], pack["sha256"]] for pack in run["packs"]]
+    return {"models": models, **dtypes, "packs": packs} | {
+        name: run[name] for name in ("seed", "options", "versions")
+    }
+
+
+@contextmanager
+def _stoppable(partial: Any, out: Path) -> Iterator[None]:
+    """The first interrupt stops after the batch in hand; the second at once."""
+
+    def stop(*_: object) -> None:
+        if partial.stopping:
+            raise KeyboardInterrupt
+        partial.stopping = True
+        typer.echo("stopping after this batch; once more to stop at once", err=True)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; what was finished is kept: give the same command with --resume "
+            f"to go on with {out}"
+        ) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar for each pack on standard error, with the time left."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    bars: dict[str, Any] = {}
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+
+        def progress(name: str, done: int, of: int) -> None:
+            if name not in bars:
+                bars[name] = shown.add_task(name, total=of)
+            shown.update(bars[name], completed=done)
+
+        yield progress
+
+
+def _refuse_existing(out: Path, allowed: bool) -> None:
+    """Before anything is loaded: a folder with something in it is not written to."""
+    if not allowed and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DriftlensError(
+            f"a new folder at {out}",
+            found="something there already",
+            remedy="Give another --out, or --overwrite to replace the report there.",
+        )
+
+
+def _layers(text: str, depth: int) -> frozenset[int]:
+    found: set[int] = set()
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, depth)
+        if not first <= last < depth:
+            raise DriftlensError(
+                f"blocks from 0 to {depth - 1}, as 0,5,10-12",
+                found=repr(text),
+                remedy="Give --layers with numbers in that range.",
+            )
+        found.update(range(first, last + 1))
+    return frozenset(found)
+
+
+def _count(text: str, option: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise DriftlensError(
+            f"{option} as auto or a whole number from 1",
+            found=repr(text),
+            remedy=f"Give {option} auto.",
+        )
+    return int(text)
+
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+}
+
+
+def _bound(text: str) -> tuple[str, Callable[[Sequence["Result"]], bool]]:
+    """A threshold as the caller wrote it, and whether results cross it."""
+    match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
+    try:
+        limit = float(match[4]) if match else None
+    except ValueError:
+        limit = None
+    if match is None or limit is None:
+        raise DriftlensError(
+            "a threshold as 'forgetting.loss_rise>0.1'",
+            found=repr(text),
+            remedy="Write kind, value, comparison and number.",
+        )
+    kind, name, sign = match[1], match[2], match[3]
+    _check_value(kind, name)
+
+    def holds(results: Sequence["Result"]) -> bool:
+        mine = [result for result in results if result.kind == kind]
+        if not mine:
+            raise DriftlensError(
+                f"a result of kind {kind} to hold against {text!r}",
+                found=f"only {', '.join(sorted({r.kind for r in results}))}",
+                remedy="Show the models a pack that gives one.",
+            )
+        numbers = [result.estimates()[name].value for result in mine]
+        if any(number != number for number in numbers):
+            raise DriftlensError(
+                f"a number to hold against {text!r}",
+                found=f"{kind}.{name} is undefined here",
+                remedy="Choose another value, or give more text.",
+            )
+        return any(_COMPARE[sign](number, limit) for number in numbers)
+
+    return text.strip(), holds
+
+
+def _check_value(kind: str, name: str) -> None:
+    from . import diagnostics
+    from .results import kinds
+
+    assert diagnostics, "its kinds of results are known once it is imported"
+    values = {
+        k: [n for n, f in cls.__dataclass_fields__.items() if f.metadata.get("role") == "value"]
+        for k, cls in kinds().items()
+    }
+    known = [f"{k}.{n}" for k, names in values.items() for n in names]
+    if f"{kind}.{name}" not in known:
+        raise DriftlensError(
+            "a value that a report holds: " + ", ".join(known),
+            found=f"{kind}.{name}",
+            remedy="Give one of these to --fail-on.",
+        )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[-40:] or "model"
+
+
+def _print_checks(checks: Sequence["Check"]) -> None:
+    colours = {"pass": "green", "warn": "yellow", "fail": "red", "skip": None}
+    for check in checks:
+        typer.secho(f"{check.status:4}", fg=colours[check.status], nl=False)
+        typer.echo(f"  {check.name}: {check.detail}")
+
+
+def _print_result(result: "Result") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .results import shown
+
+    typer.echo("")
+    typer.secho(f"{result.title} ({result.pack})", bold=True)
+    typer.echo(result.summary())
+    columns = result.columns()
+    if not 0 < result.rows() <= 60:
+        return
+    table = Table(box=None)
+    for name in columns:
+        table.add_column(escape(name.replace("_", " ")), justify="right")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(
+            *(escape(cell) if isinstance(cell, str) else shown(cell.item()) for cell in row)
+        )
+    Console().print(table)

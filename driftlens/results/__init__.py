@@ -1,0 +1,25 @@
+"""What was found: numbers with their errors and units, their table and their figure."""
+
+from . import figures
+from .numbers import Estimate, shown
+from .result import Check, Result, column, fact, kinds, same, value
+from .store import load, save
+from .views import DocumentView, TextView, TokenView
+
+__all__ = [
+    "Check",
+    "DocumentView",
+    "Estimate",
+    "Result",
+    "TextView",
+    "TokenView",
+    "column",
+    "fact",
+    "figures",
+    "kinds",
+    "load",
+    "same",
+    "save",
+    "shown",
+    "value",
+]

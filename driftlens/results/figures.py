@@ -1,0 +1,325 @@
+"""The house style: how curves, bars and heatmaps are drawn, once for all results.
+
+Every helper gives a figure of its own, or decorates the panel it is given as `on`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from html import escape
+from io import BytesIO, StringIO
+from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
+
+import numpy as np
+
+from .markup import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BASE, ALIGNED, GREEN, PURPLE, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
+"""Okabe and Ito's colours, told apart by all eyes; the base is blue, the aligned model orange."""
+
+INK, GREY = "#22313f", "#8a929a"
+"""Ink becomes the colour of the page's text; grey stands on light and on dark."""
+
+PALETTE = (BASE, ALIGNED, GREEN, PURPLE, YELLOW, GREY)
+STROKES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "x")
+
+WIDTH, HEIGHT = 7.2, 3.2
+"""Inches of a figure with one panel; the page is about as wide."""
+
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "legend.facecolor": "none",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "driftlens",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def panels(count: int, *, columns: int = 2) -> "tuple[Figure, np.ndarray]":
+    """A figure with `count` panels in rows of `columns`, and [panel] its axes."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    height = HEIGHT * (1 if columns == 1 else 0.9) * rows
+    with _style():
+        figure = Figure(
+            figsize=(WIDTH * (1 if columns == 1 else 1.25), height), layout="constrained"
+        )
+        axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
+def curves(
+    x: Sequence[Any] | np.ndarray,
+    lines: Mapping[str, np.ndarray],
+    *,
+    xlabel: str,
+    ylabel: str,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    floor: float | None = None,
+    on: "Axes | None" = None,
+) -> "Figure":
+    """Lines over x, each with its name, and the noise floor in grey.
+
+    Args:
+        x: [point] numbers, or names of places in order.
+        lines: [point] heights by name; lines are told apart by colour, stroke and marker.
+        xlabel: What x is, with its unit.
+        ylabel: What the heights are, with their unit.
+        bands: ([point] low, [point] high) by the name of the line they belong to.
+        floor: Size below which a height cannot be told from noise.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, ylabel)
+    at = _places(panel, x)
+    looks = zip(PALETTE * 9, STROKES * 9, MARKERS * 9, strict=True)
+    # A marker on each of many points is a caterpillar.
+    size = 4 if len(at) <= 50 else 0
+    for (name, y), (colour, stroke, marker) in zip(lines.items(), looks, strict=False):
+        style = {"color": colour, "linestyle": stroke, "marker": marker, "markersize": size}
+        panel.plot(at, _finite(y), label=visible(name), linewidth=1.4, **style)
+        if bands and name in bands:
+            panel.fill_between(at, *map(_finite, bands[name]), color=colour, alpha=0.2, linewidth=0)
+    _floor(panel, floor, np.concatenate([_finite(y) for y in lines.values()]))
+    if len(lines) > 1 or floor is not None:
+        _legend(panel)
+    return panel.figure
+
+
+def bars(
+    labels: Sequence[Any],
+    values: np.ndarray,
+    low: np.ndarray | None = None,
+    high: np.ndarray | None = None,
+    *,
+    ylabel: str,
+    xlabel: str,
+    floor: float | None = None,
+    second: Mapping[str, np.ndarray] | None = None,
+    label: str = "",
+    on: "Axes | None" = None,
+) -> "Figure":
+    """Bars with their intervals; grey where the noise floor hides them.
+
+    Args:
+        labels: [bar] names.
+        values: [bar] heights: worse is orange, better is blue.
+        low: [bar] lower bounds.
+        high: [bar] upper bounds.
+        ylabel: What the heights are, with their unit.
+        xlabel: What the bars are.
+        floor: Size below which a height cannot be told from noise.
+        second: [bar] other heights by name, drawn as diamonds.
+        label: Name of the bars, where a second has one.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, ylabel)
+    at = _places(panel, list(map(str, labels)))
+    values = _finite(values)
+    signs = np.where(values > 0, ALIGNED, BASE)
+    colours = np.where(np.abs(values) > (-1 if floor is None else floor), signs, GREY)
+    _floor(panel, floor, np.append(values, 0))
+    panel.bar(at, values, color=colours, alpha=0.85, width=0.72)
+    if label:
+        # A bar of no height, for the first of the others may be grey.
+        panel.bar(at[:1], [0], color=ALIGNED, alpha=0.85, label=visible(label))
+    if low is not None and high is not None:
+        spread = np.clip([values - _finite(low), _finite(high) - values], 0, None)
+        panel.errorbar(at, values, spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+    for (name, heights), colour in zip((second or {}).items(), (GREEN, PURPLE), strict=False):
+        style = {"marker": "D", "markersize": 5, "linestyle": "none", "markerfacecolor": "none"}
+        panel.plot(
+            at, _finite(heights), color=colour, markeredgewidth=1.4, label=visible(name), **style
+        )
+    if second or floor is not None:
+        _legend(panel)
+    return panel.figure
+
+
+def heatmap(
+    matrix: np.ndarray,
+    *,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    on: "Axes | None" = None,
+) -> "Figure":
+    """[row, column] signed values: blue below 0, clear at 0, orange above, grey if undefined.
+
+    Args:
+        matrix: [row, column] values.
+        rows: [row] names, the first on top.
+        columns: [column] names.
+        xlabel: What the columns are.
+        ylabel: What the rows are.
+        label: What the values are, with their unit.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, ylabel)
+    matrix = _finite(matrix)
+    limit = np.nanmax(np.abs([*matrix.ravel(), 0])) or 1.0
+    style = {"cmap": _diverging(), "vmin": -limit, "vmax": limit}
+    image = panel.imshow(matrix, aspect="auto", interpolation="none", **style)
+    panel.spines[:].set_visible(False)
+    _names(panel.xaxis, columns, 32)
+    _names(panel.yaxis, rows, 16)
+    with _style():
+        bar = panel.figure.colorbar(image, ax=panel, label=label)
+    bar.outline.set_visible(False)
+    return panel.figure
+
+
+def svg(figure: "Figure", title: str, description: str, *, name: str = "") -> str:
+    """The figure as an SVG element that takes the page's ink and tells what it shows.
+
+    The same figure gives the same bytes.
+
+    Args:
+        figure: Any figure of the house style.
+        title: Its name.
+        description: What it shows, in words.
+        name: What tells it from others on the page that look and are called alike.
+    """
+    page = StringIO()
+    blank = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+    with _drawing(figure):
+        figure.savefig(page, format="svg", metadata=blank)
+    text = re.sub(r"<(metadata|style).*?</\1>\s*", "", page.getvalue(), flags=re.DOTALL)
+    text = re.sub(_ILLEGAL, lambda found: visible(found[0]), text[text.index("<svg") :])
+    mark = "f" + sha256("\0".join([name, title, description, text]).encode()).hexdigest()[:10]
+    text = re.sub(r"<[^>]*>", lambda found: _tag(found[0], mark), text)
+    return _described(text, mark, visible(title), visible(description))
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG on white, for a slide or a paper."""
+    page = BytesIO()
+    with _drawing(figure):
+        figure.savefig(page, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return page.getvalue()
+
+
+_ILLEGAL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
+"""What no XML may hold."""
+
+
+def _tag(text: str, mark: str) -> str:
+    """A tag in the ink and the face of the page, its ids marked so that figures do not meet."""
+    text = text.replace(INK, "currentColor").replace("url(#", f"url(#{mark}-")
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
+    text = re.sub(r' xmlns:xlink="[^"]*"', "", text).replace("xlink:href", "href")
+    return re.sub(r'\b(id="|href="#)', rf"\g<1>{mark}-", text)
+
+
+def _described(text: str, mark: str, title: str, description: str) -> str:
+    """The element with a role, a title and a description that readers aloud find."""
+    aria = f'role="img" aria-labelledby="{mark}-title" aria-describedby="{mark}-desc"'
+    told = (
+        f'<title id="{mark}-title">{escape(title)}</title>\n'
+        f'<desc id="{mark}-desc">{escape(description)}</desc>\n'
+    )
+    joins = 'style="stroke-linejoin: round; stroke-linecap: butt"'
+    head, rest = text.split(">", 1)
+    return f"{head.replace('<svg', f'<svg {aria} {joins}', 1)}>\n{told}{rest.strip()}\n"
+
+
+@contextmanager
+def _style() -> Any:
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
+
+
+@contextmanager
+def _drawing(figure: "Figure") -> Any:
+    """The style, without a warning for letters that only the page's fonts have."""
+    with _style(), catch_warnings():
+        filterwarnings("ignore", message="Glyph .* missing from font")
+        # A layout moves by a hair each time it is found; once found, it stays.
+        if figure.get_layout_engine() is not None:
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        yield
+
+
+def _panel(on: "Axes | None", xlabel: str, ylabel: str) -> Any:
+    panel = panels(1)[1][0] if on is None else on
+    panel.set(xlabel=visible(xlabel), ylabel=visible(ylabel))
+    # Ticks are made when drawn, outside of any style; the axis remembers this for them.
+    panel.tick_params(colors=INK, width=0.7)
+    return panel
+
+
+def _places(panel: "Axes", x: Any) -> np.ndarray:
+    """[point] where to draw: x itself, or a place in a row for each name."""
+    if not len(x) or not isinstance(x[0], str):
+        return np.asarray(x, dtype=float)
+    _names(panel.xaxis, x, 40)
+    return np.arange(len(x))
+
+
+def _finite(values: Any) -> np.ndarray:
+    """The values with NaN, which is not drawn, for what is infinite."""
+    values = np.asarray(values, dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _names(axis: Any, names: Sequence[Any], room: int) -> None:
+    """Names at the ticks of an axis, only every n-th where they would not all fit."""
+    step = -(-len(names) // room) or 1
+    texts = [visible(str(name), spaces=True) for name in names]
+    texts = [text if text.strip(" ") else "␣" * len(text) for text in texts]
+    long = axis.axis_name == "x" and max(map(len, texts)) * len(texts[::step]) > 90
+    turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
+    axis.set_ticks(range(0, len(names), step), texts[::step], **turn)
+
+
+def _floor(panel: "Axes", floor: float | None, heights: np.ndarray) -> None:
+    """The noise floor, and a line at 0 where the heights come near it."""
+    low, high = np.nanmin([*heights, np.inf]), np.nanmax([*heights, -np.inf])
+    size = np.inf if floor is None else floor
+    if np.isfinite(size) or low <= 0 <= high:
+        panel.axhline(0, color=GREY, linewidth=0.7, zorder=0)
+    if np.isfinite(size):
+        band = (-size if low < 0 else 0, size)
+        panel.axhspan(*band, color=GREY, alpha=0.25, linewidth=0, label="noise floor", zorder=0)
+
+
+def _legend(panel: "Axes") -> None:
+    with _style():
+        panel.legend(loc="best", fontsize=9)
+
+
+def _diverging() -> Any:
+    """Blue to orange through nothing: clear at 0, so that it sits on any page."""
+    from matplotlib.colors import ListedColormap, to_rgb
+
+    size = np.linspace(-1, 1, 257)
+    colours = np.array([[*to_rgb(ALIGNED if s > 0 else BASE), abs(s)] for s in size])
+    shades = ListedColormap(colours, name="driftlens")
+    return shades.with_extremes(bad=(*to_rgb(GREY), 0.5))

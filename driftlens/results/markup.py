@@ -1,0 +1,103 @@
+"""Text from outside as safe markup: everything escaped once, what is invisible shown."""
+
+from html import escape
+from typing import TYPE_CHECKING
+from unicodedata import category
+
+import numpy as np
+
+from .numbers import shown
+
+if TYPE_CHECKING:
+    from .result import Result
+
+
+def visible(text: str, mark: str = "{}", *, spaces: bool = False) -> str:
+    """The text with every control, direction and surrogate character spelt out.
+
+    Args:
+        text: Anything at all.
+        mark: What to put around a character spelt out, `{}` standing for it.
+        spaces: Whether to spell out the spaces that are no plain space, too.
+    """
+    hidden = _HIDDEN | {"Zs"} if spaces else _HIDDEN
+    return "".join(
+        mark.format(_spelt(character))
+        if character != " " and category(character) in hidden
+        else character
+        for character in text
+    )
+
+
+def markup(text: str) -> str:
+    """Prose as HTML, in which what had to be spelt out stands in a box."""
+    return visible(escape(text), _BOX)
+
+
+def verbatim(text: str) -> str:
+    """A token or another exact string as HTML; its spaces are spelt out as well."""
+    return visible(escape(text), _BOX, spaces=True)
+
+
+def table(result: "Result", rows: int) -> str:
+    """The first rows of the columns as an HTML table, with units and a caption."""
+    columns = result.columns()
+    heads = "".join(_head(result, name) for name in columns)
+    body = "".join(
+        f"<tr>{''.join(_cell(result, name, row) for name in columns)}</tr>\n"
+        for row in range(min(rows, result.rows()))
+    )
+    return (
+        f"<table><caption>{markup(result.title)}: {_extent(result.rows(), rows)}</caption>\n"
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+    )
+
+
+def cell(result: "Result", rows: int = 10) -> str:
+    """A result as a notebook shows it: its sentence, its figure and its first rows."""
+    from .figures import svg
+
+    figure = result.figure()
+    parts = [
+        f"<h3>{markup(result.title)}</h3>",
+        f"<p>{markup(result.summary())}</p>",
+        svg(figure, result.title, result.alt(), name=result.pack) if figure else "",
+        table(result, rows) if result.columns() else "",
+    ]
+    return f'<div class="driftlens">{"".join(parts)}</div>'
+
+
+def _head(result: "Result", name: str) -> str:
+    side = "" if result.columns()[name].dtype.kind in "iuf" else ' class="s"'
+    return f'<th scope="col"{side}>{markup(result.label(name))}</th>'
+
+
+def _cell(result: "Result", name: str, row: int) -> str:
+    """A cell of the table, greyed where its number drowns in the noise."""
+    what = result.columns()[name][row]
+    if isinstance(what, str):
+        return f'<td class="s">{verbatim(what) or "<i>empty</i>"}</td>'
+    if what is None:
+        return '<td class="s"></td>'
+    if isinstance(what, np.bool_):
+        return f'<td class="s">{"yes" if what else "no"}</td>'
+    drowned = abs(what) <= result.floor.get(name, -1)
+    mark = ' class="below" title="below the noise floor"' if drowned else ""
+    return f"<td{mark}>{shown(what.item())}</td>"
+
+
+def _extent(total: int, rows: int) -> str:
+    return f"the first {rows} of {total} rows" if total > rows else f"{total} rows"
+
+
+def _spelt(character: str) -> str:
+    return _SHORT.get(character, f"U+{ord(character):04X}")
+
+
+# Letters, for few fonts draw the pictures that Unicode has for these.
+_SHORT = {"\0": "NUL", "\t": "TAB", "\n": "⏎", "\r": "CR", "\x1b": "ESC", "\x7f": "DEL"}
+
+_BOX = '<span class="c">{}</span>'
+
+# Control, format, surrogate, private and unassigned characters, and ends of lines.
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

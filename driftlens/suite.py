@@ -1,0 +1,110 @@
+"""What a report looks at, read as a table of contents."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .diagnostics import (
+    Drift,
+    Forgetting,
+    LayerForgetting,
+    Lens,
+    SelectiveForgetting,
+    TokenForgetting,
+    TokenKinds,
+    TokenLayers,
+)
+from .doctor import Floors, noise_floor
+from .metric import Metric, measure
+from .models import ModelPair
+from .packs import Pack
+from .partial import Partial
+from .results import Result
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask of a run; the names are those of the command line."""
+
+    layers: frozenset[int] | None = None
+    """Blocks at which drift is measured; None is all."""
+    seed: int = 0
+    """Of every sample and every bootstrap."""
+    rows: int | None = None
+    """Windows to show at a time; None plans by memory."""
+    length: int | None = None
+    """The most tokens in a window."""
+
+
+PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
+    "text": lambda o: (
+        Forgetting(o.seed),
+        LayerForgetting(o.seed),
+        TokenKinds(o.seed),
+        TokenForgetting(),
+        TokenLayers(),
+        Drift(o.layers, o.seed),
+        Lens(o.layers, seed=o.seed),
+    ),
+    "stereotype": lambda o: (SelectiveForgetting(o.seed),),
+}
+"""The metrics that are taken of each kind of pack, in the order in which they are read."""
+
+
+def examine(
+    pair: ModelPair,
+    packs: Sequence[Pack],
+    options: Options = Options(),
+    *,
+    partial: Partial | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[Result]:
+    """Measure `pair` on each pack in turn, each result with its noise floor.
+
+    Args:
+        pair: The two models.
+        packs: What to show them.
+        options: What to ask of the run.
+        partial: Where to keep what is done, and to take it up from.
+        progress: Told the pack's name, and how many windows of how many are done.
+    """
+    for number, pack in enumerate(packs):
+        results = partial.results(number) if partial else None
+        if results is None:
+            results = _examine(pair, pack, options, partial and partial.checkpoint(number), progress)
+            if partial:
+                partial.finish(number, results)
+        yield from results
+
+
+def applicable(pair: ModelPair, pack: Pack, options: Options) -> list[Metric]:
+    """The metrics of the plan that can be taken of such a pair and pack."""
+    encoder = pair.encoder(pack, options.length)
+    return [
+        metric
+        for metric in PLAN[pack.kind](options)
+        if (pair.base.causal or not metric.wants.causal)
+        and (encoder.same or not metric.wants.same_tokens)
+    ]
+
+
+def _examine(
+    pair: ModelPair, pack: Pack, options: Options, checkpoint: Any, progress: Any
+) -> list[Result]:
+    metrics = applicable(pair, pack, options)
+    floors = noise_floor(pair.base, pack, applicable(pair, pack, options), options.length)
+    results = measure(
+        pair,
+        pack,
+        metrics,
+        rows=options.rows,
+        length=options.length,
+        checkpoint=checkpoint,
+        progress=progress and (lambda done, of: progress(pack.name, done, of)),
+    )
+    return [*_with_floors(results, floors), floors.result(pack, results)]
+
+
+def _with_floors(results: Sequence[Result], floors: Floors) -> Iterator[Result]:
+    for result in results:
+        yield replace(result, floor=floors.sizes.get(result.kind, {}))

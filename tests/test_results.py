@@ -1,0 +1,319 @@
+"""Results: what goes in comes out again, said with its unit."""
+
+import json
+import re
+from dataclasses import dataclass
+from math import inf, isnan, nan
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from driftlens.errors import DriftlensError
+from driftlens.results import (
+    Estimate,
+    Result,
+    column,
+    fact,
+    figures,
+    kinds,
+    load,
+    same,
+    save,
+    shown,
+    value,
+)
+from driftlens.results.markup import markup, verbatim
+
+HOSTILE = ["<script>alert(1)</script>", "\u202eevil", "\x00", "\x1b[31m", "\ud800", "{{7*7}}"]
+
+
+@dataclass(frozen=True)
+class Rise(Result):
+    """A result with a bit of everything."""
+
+    kind = "test_rise"
+    title = "Rise"
+    rise: Estimate = value("nats/token")
+    tokens: int = fact("tokens")
+    source: str = fact()
+    parts: tuple = fact()
+    stage: np.ndarray = column()
+    share: np.ndarray = column("nats/token")
+    worse: np.ndarray = column()
+    rank: np.ndarray = column()
+
+    def figure(self):
+        return figures.bars(
+            self.stage, self.share, xlabel="stage", ylabel=self.label("share"), floor=0.1
+        )
+
+
+@dataclass(frozen=True)
+class Bare(Result):
+    """A result of one number."""
+
+    kind = "test_bare"
+    title = "Bare"
+    total: Estimate = value("nats")
+
+
+def rise(**changes):
+    given = {
+        "rise": Estimate(0.42, 0.39, inf),
+        "tokens": 3,
+        "source": "a file",
+        "parts": ("a", (1, 2.5, True)),
+        "stage": ["embed", "\x00", "head\ud800"],
+        "share": np.array([0.05, nan, -inf], dtype=np.float32),
+        "worse": [True, False, True],
+        "rank": np.array([2**60, 0, -1]),
+    }
+    return Rise(
+        **given | {"pack": "plain", "notes": ("a note",), "floor": {"share": 0.1}} | changes
+    )
+
+
+@pytest.mark.parametrize("result", [rise(), Bare(nan), Bare(2, floor={"total": nan})])
+def test_what_is_stored_is_read_back_exactly(result, tmp_path):
+    again = load(save(result, tmp_path / "there" / "it is"))
+    assert same(result, again)
+    assert json.dumps(again.to_json()) == json.dumps(result.to_json())
+
+
+def test_records_hold_no_number_that_json_does_not_know():
+    record = rise(rise=Estimate(nan, -inf, inf)).to_json()
+    json.dumps(record, allow_nan=False)
+    entry = record["values"]["rise"]
+    assert entry["value"] is entry["low"] is entry["high"] is None
+    assert entry["unit"] == "nats/token"
+    assert record["table"] is None
+
+
+def test_facts_that_are_numbers_are_values_and_others_are_not():
+    record = rise().to_json()
+    assert record["values"]["tokens"]["value"] == 3
+    assert set(record["facts"]) == {"source", "parts"}
+
+
+def test_a_plain_number_becomes_an_estimate_without_bounds():
+    total = Bare(np.float32(2)).total
+    assert total.value == 2.0
+    assert isnan(total.low)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Bare(1),
+        rise(share=[0.05, 0.0, 0.0]),
+        rise(rank=np.array([1, 2, 3], dtype=np.int32)),
+        rise(pack="x"),
+        rise(rise=0.42),
+        rise(tokens=4),
+    ],
+)
+def test_results_that_differ_anywhere_are_not_the_same(other):
+    assert same(rise(), rise())
+    assert not same(rise(), other)
+
+
+def test_columns_cannot_be_written_to_and_leave_their_source_alone():
+    source = np.zeros(3)
+    result = rise(share=source)
+    with pytest.raises(ValueError, match="read-only"):
+        result.share[0] = 1
+    source[0] = 1
+    assert result.share[0] == 0
+
+
+def test_the_table_has_the_columns_in_order():
+    table = rise().table()
+    assert list(table) == ["stage", "share", "worse", "rank"]
+    assert table["rank"][0] == 2**60
+
+
+def test_parquet_columns_carry_their_units(tmp_path):
+    from pyarrow import parquet
+
+    save(rise(), tmp_path / "r")
+    schema = parquet.read_schema(tmp_path / "r" / "table.parquet")
+    assert schema.field("share").metadata[b"unit"] == b"nats/token"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"share": [1.0]}, "share of 1"),
+        ({"share": np.zeros((3, 1))}, "shape"),
+        ({"share": np.zeros(3, dtype=complex)}, "complex"),
+        ({"floor": {"shore": 1}}, "shore"),
+    ],
+)
+def test_a_result_that_does_not_add_up_is_refused(changes, words):
+    with pytest.raises(DriftlensError, match=words):
+        rise(**changes)
+
+
+def test_a_field_that_would_not_survive_storing_is_refused():
+    @dataclass(frozen=True)
+    class Loose(Result):
+        extra: int
+
+    with pytest.raises(DriftlensError, match="extra"):
+        Loose(1)
+
+
+def test_one_kind_belongs_to_one_module():
+    with pytest.raises(DriftlensError, match="test_bare"):
+        type("Other", (Result,), {"kind": "test_bare", "__module__": "elsewhere"})
+    assert kinds()["test_bare"] is Bare
+
+
+def test_unknown_kinds_and_missing_fields_are_named():
+    with pytest.raises(DriftlensError, match="'never'"):
+        Result.rebuild({"kind": "never"}, {})
+    with pytest.raises(DriftlensError, match="column called stage"):
+        Result.rebuild(rise().to_json(), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("record.json", None),
+        ("record.json", b"{"),
+        ("record.json", b"\xff"),
+        ("record.json", b"[]"),
+        ("record.json", b'{"kind": "test_bare"}'),
+        ("table.parquet", None),
+        ("table.parquet", b"PAR"),
+    ],
+)
+def test_a_broken_file_is_named(name, content, tmp_path):
+    path = save(rise(), tmp_path / "r") / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DriftlensError, match=re.escape(name)):
+        load(tmp_path / "r")
+
+
+def test_an_estimate_is_written_with_the_digits_that_its_interval_leaves():
+    assert str(Estimate(0.42134, 0.3893, 0.4533)) == "0.421 ± 0.032"
+    assert str(Estimate(0.42, 0.40, 0.60)) == "0.42 [0.40, 0.60]"
+    assert str(Estimate(-3.14159)) == "−3.142"
+    assert str(Estimate(nan, nan, nan)) == "undefined"
+    assert Estimate(1, 0, 4).error == 2
+
+
+def test_numbers_are_shown_to_sensible_digits():
+    shows = {
+        0.0: "0",
+        1.5e-7: "1.5 × 10⁻⁷",
+        123456.7: "123\u202f457",
+        -1e-300: "−1 × 10⁻³⁰⁰",
+        -inf: "−∞",
+        inf: "∞",
+        2.0: "2",
+        1000: "1000",
+    }
+    assert {number: shown(number) for number in shows} == shows
+
+
+def test_labels_carry_units_and_so_do_figures():
+    assert rise().label("share") == "share [nats/token]"
+    assert rise().label("rank") == "rank"
+    assert rise().figure().axes[0].get_ylabel() == "share [nats/token]"
+
+
+def test_a_summary_has_number_unit_and_error_and_alt_text_adds_the_range():
+    result = rise(rise=Estimate(0.42, 0.39, 0.45))
+    assert result.summary() == "Rise 0.420 ± 0.030 nats/token."
+    assert result.alt() == f"{result.summary()} Share [nats/token] from 0.05 to 0.05."
+    assert "undefined" in rise(share=[nan] * 3).alt()
+
+
+def test_the_floor_tells_what_drowns():
+    result = rise(floor={"share": 0.1, "rise": 1, "tokens": 1})
+    assert result.above_floor("share").tolist() == [False, False, True]
+    assert not result.above_floor("rise")
+    assert result.above_floor("tokens")
+    assert rise(floor={}).above_floor("rise")
+
+
+def test_a_cell_of_a_notebook_shows_sentence_figure_and_ten_rows():
+    many = {"share": np.zeros(30), "worse": [True] * 30, "rank": np.arange(30)}
+    cell = rise(stage=["<b>"] * 30, **many)._repr_html_()
+    assert cell.count("<tr>") == 11
+    assert "the first 10 of 30 rows" in cell
+    assert "<b>" not in cell
+    assert "<svg" in cell
+    assert "<svg" not in Bare(1)._repr_html_()
+
+
+@pytest.mark.parametrize("token", HOSTILE)
+def test_what_is_hostile_is_escaped_and_what_is_hidden_is_shown(token):
+    for html in (markup(token), verbatim(token)):
+        bare = re.sub(r'<span class="c">([^<>]*)</span>', r"\1", html)
+        assert "<" not in bare
+        assert bare.isprintable()
+        bare.encode()
+
+
+def test_only_exact_strings_have_their_spaces_spelt_out():
+    assert verbatim("\u00a0 ") == '<span class="c">U+00A0</span> '
+    assert markup("\u00a0") == "\u00a0"
+
+
+def drawings():
+    matrix = np.array([[1, -2.0], [nan, 0]])
+    x = np.arange(3)
+    names = {"rows": ["a", "b"], "columns": HOSTILE[:2]}
+    return [
+        figures.bars(HOSTILE, np.arange(6.0), xlabel="token", ylabel="rise [nats]", floor=1.5),
+        figures.bars(
+            ["a"], [1.0], [0.5], [2.0], xlabel="x", ylabel="y", second={"back": [1]}, label="on"
+        ),
+        figures.curves(
+            x, {"$a_": x, "b": -x}, xlabel="x", ylabel="y", bands={"b": (-x - 1, -x)}, floor=0.5
+        ),
+        figures.curves(["a", "b"], {"near 1": [1, 1.1]}, xlabel="x", ylabel="y"),
+        figures.heatmap(matrix, **names, xlabel="t", ylabel="b", label="share [nats]"),
+        figures.heatmap(np.zeros((2, 2)), **names, xlabel="t", ylabel="b", label="share [nats]"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_figure_becomes_the_same_svg_every_time_and_draws_with_the_ink_of_the_page(number):
+    drawn = figures.svg(drawings()[number], "<T>", "D & E", name="one")
+    figure = drawings()[number]
+    figures.png(figure)
+    assert figures.svg(figure, "<T>", "D & E", name="one") == drawn
+    assert figures.svg(figure, "<T>", "D & E", name="one") == drawn
+    assert "currentColor" in drawn
+    assert figures.INK not in drawn
+    assert "<metadata" not in drawn
+    assert "<style" not in drawn
+    root = ElementTree.fromstring(drawn)
+    assert root.get("role") == "img"
+    assert [child.text for child in root][:2] == ["<T>", "D & E"]
+    assert root.findall(".//{*}text")
+
+
+def test_ids_of_two_figures_do_not_meet():
+    figure = drawings()[0]
+    one, two = (figures.svg(figure, "T", "D", name=name) for name in ("one", "two"))
+    ids = [re.findall(r'\bid="([^"]*)"', drawn) for drawn in (one, two)]
+    assert not set(ids[0]) & set(ids[1])
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', one)) <= set(ids[0])
+
+
+def test_bars_below_the_floor_are_grey():
+    from matplotlib.colors import to_hex
+
+    panel = figures.bars(list("abc"), [1, -0.1, -1], xlabel="", ylabel="", floor=0.5).axes[0]
+    colours = [to_hex(bar.get_facecolor()) for bar in panel.containers[0]]
+    assert colours == [figures.ALIGNED, figures.GREY, figures.BASE]
+
+
+def test_panels_beyond_the_count_are_not_drawn():
+    figure, axes = figures.panels(3)
+    assert len(axes) == len(figure.axes) == 3
