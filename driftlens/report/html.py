@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from driftlens.results import Check, DocumentView, Estimate, Result, TextView, TokenView, shown
+from driftlens.results import (
+    Check,
+    DocumentView,
+    Estimate,
+    Result,
+    TextView,
+    TokenView,
+    multiple,
+    shown,
+)
 from driftlens.results import markup as marks
 
 if TYPE_CHECKING:
@@ -134,7 +143,7 @@ def _key_figure(result: Result, name: str, estimate: Estimate) -> KeyFigure:
     floor, number = result.floor.get(name, 0.0), estimate.value
     known = isfinite(number) and isfinite(floor) and floor > 0
     below = known and not result.above_floor(name)
-    times = f"{shown(abs(number) / floor, 2)} × the noise floor" if known else ""
+    times = f"{multiple(abs(number) / floor)} the noise floor" if known else ""
     against = f"below the noise floor of {shown(floor, 2)}" if below else times
     return KeyFigure(name.replace("_", " "), str(estimate), result.unit(name), against, below)
 

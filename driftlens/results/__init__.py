@@ -1,7 +1,7 @@
 """What was found: numbers with their errors and units, their table and their figure."""
 
 from . import figures
-from .numbers import Estimate, shown
+from .numbers import Estimate, multiple, shown
 from .result import Check, Result, column, fact, kinds, same, value
 from .store import load, save
 from .views import DocumentView, TextView, TokenView
@@ -18,6 +18,7 @@ __all__ = [
     "figures",
     "kinds",
     "load",
+    "multiple",
     "same",
     "save",
     "shown",

@@ -56,6 +56,16 @@ def shown(number: float, digits: int = 4) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def multiple(ratio: float) -> str:
+    """How often one number goes into another, to the digits that anyone needs.
+
+    Example:
+        >>> multiple(3.14), multiple(4595933.0)
+        ('3.1 ×', 'over 1000 ×')
+    """
+    return f"{shown(ratio, 2)} ×" if ratio <= 1000 else "over 1000 ×"
+
+
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
