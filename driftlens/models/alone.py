@@ -28,7 +28,7 @@ class Alone:
         rows = [self.model.trace(batch.row(i), wants, edits) for i in range(len(batch.ids))]
         width = batch.ids.shape[1]
         return Trace(
-            batch,
+            batch.to(rows[0].last.device),
             _stack([row.last for row in rows], width),
             torch.cat([row.predictors for row in rows]),
             {s: _stack([r.activations[s] for r in rows], width) for s in rows[0].activations},

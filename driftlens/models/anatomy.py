@@ -6,6 +6,7 @@ Found by looking at what flows, so that no list of architectures has to be kept.
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+import torch
 from torch import Tensor, nn
 
 from driftlens.errors import DriftlensError
@@ -50,10 +51,13 @@ def writers(
         Their names (None where there is no such module), and whether the residual identity
         before + attention + MLP = after holds. In post-norm blocks it does not.
     """
-    added = (after - before).double()
+    added = after.double() - before.double()
+    # What two sums may lose to rounding, in a model of any dtype.
+    rounding = 2 * torch.finfo(after.dtype).eps * (before.abs() + after.abs()).double()
     found = []
     for first, second in combinations(outputs, 2):
-        rest = (added - outputs[first].double() - outputs[second].double()).norm()
+        apart = (added - outputs[first].double() - outputs[second].double()).abs()
+        rest = (apart - rounding).clamp(min=0).norm()
         if rest <= 1e-2 * added.norm():
             named = (first in ATTENTION) + (second in MLP)
             found.append((float(rest), -named, first, second))
@@ -68,6 +72,15 @@ def writers(
 def _known(block: nn.Module, paths: Sequence[str]) -> str | None:
     modules = dict(block.named_modules())
     return next((path for path in paths if path in modules), None)
+
+
+def ripple(stream: Tensor) -> Tensor:
+    """A small stream of the same shape, beside which what a block adds is large.
+
+    In half precision a trained stream rounds away much of what one block adds to it.
+    """
+    waves = torch.arange(stream.numel(), device=stream.device, dtype=torch.float32).sin()
+    return (1e-2 * waves).to(stream.dtype).reshape(stream.shape)
 
 
 def stream_of(output: object, like: Tensor) -> Tensor | None:

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from driftlens.errors import DriftlensError
+from driftlens.formulas.divergence import gold
+
 from . import anatomy
 from .model import Edits, Trace, Wants
 from .sites import EMBED, Site, every
@@ -28,7 +31,7 @@ class HookedModel:
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Any,
         tokenizer: Any,
         name: str = "",
         around: Callable[[], AbstractContextManager] = nullcontext,
@@ -41,8 +44,8 @@ class HookedModel:
         self.causal = not type(net).__name__.endswith("ForMaskedLM")
         text = net.config.get_text_config()
         self.width = int(text.hidden_size)
-        self.context = _context(text)
-        self._accepts = frozenset(inspect.signature(self.body.forward).parameters)
+        self.context = _context(self.body, text)
+        self.source: dict[str, Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +65,7 @@ class HookedModel:
 
     def trace(self, batch: Batch, wants: Wants = Wants(), edits: Edits | None = None) -> Trace:
         """Run `batch`, with `edits` in place, and return what `wants` asks for."""
+        self._check(batch, wants)
         batch = batch.to(self.device)
         sites = set(self._sites(wants)) | {self._end}
         with self._as_found(frozen=wants.gradients), torch.set_grad_enabled(wants.gradients):
@@ -71,8 +75,7 @@ class HookedModel:
             predictors = self._predictors(batch, last, edits or {})
             gradients: dict[Site, Tensor] = {}
             if wants.gradients:
-                likelihood = self.readout(predictors).float().log_softmax(-1)
-                total = likelihood.gather(-1, batch.targets[:, None]).sum()
+                total = gold(self.readout(predictors), batch.targets).sum()
                 gradients = dict(
                     zip(seen, torch.autograd.grad(total, list(seen.values())), strict=True)
                 )
@@ -117,7 +120,7 @@ class HookedModel:
             torch.set_grad_enabled(grad),
             self._skip(self.depth - 1, stream),
         ):
-            return self.net(input_ids=ids, **self._without_cache).logits[:, 0]
+            return self.net(input_ids=ids, **_off(self.net)).logits[:, 0]
 
     @property
     def _end(self) -> Site:
@@ -129,22 +132,35 @@ class HookedModel:
 
     def has(self, site: Site) -> bool:
         """Whether there is such a place; some blocks have no attention or no MLP of their own."""
-        if site.part in ("in", "out"):
-            return True
-        return self._writers[site.layer][site.part == "mlp"] is not None
+        return site.part in ("in", "out") or self._writer(site) is not None
+
+    def _writer(self, site: Site) -> str | None:
+        attention, mlp, _ = self._writers[site.layer]
+        return mlp if site.part == "mlp" else attention
+
+    def _check(self, batch: Batch, wants: Wants) -> None:
+        known, highest = len(self.net.get_input_embeddings().weight), int(batch.ids.max())
+        if highest >= known:
+            raise DriftlensError(
+                f"token ids below {known}, all that {self.name} knows",
+                found=str(highest),
+                remedy="Give the tokenizer that belongs to this model.",
+            )
+        if wants.gradients and not self.causal:
+            raise DriftlensError(
+                "a model that continues text, to take gradients of",
+                found=f"{self.name}, which fills in masked tokens",
+                remedy="Leave out the metrics that want gradients.",
+            )
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": batch.ids, **self._without_cache}
+        inputs: dict[str, Any] = {"input_ids": batch.ids, **_off(self.body)}
         if not bool(batch.mask.all()):
             inputs["attention_mask"] = batch.mask.long()
         # Masked models count places from an offset of their own and from the right mask alone.
-        if self.causal and "position_ids" in self._accepts:
+        if self.causal and _accepts(self.body, "position_ids"):
             inputs["position_ids"] = batch.positions
         return inputs
-
-    @property
-    def _without_cache(self) -> dict[str, bool]:
-        return {"use_cache": False} if "use_cache" in self._accepts else {}
 
     def _predictors(self, batch: Batch, last: Tensor, edits: Edits) -> Tensor:
         rows, tokens = batch.target
@@ -169,10 +185,13 @@ class HookedModel:
     @cached_property
     def _anatomy(self) -> list[tuple[tuple[str | None, str | None, bool], int | None]]:
         """For each block its writers, and the length of its output if that is a tuple."""
-        ids = torch.arange(1, 6, device=self.device)[None] % self.net.config.vocab_size
+        ids = torch.arange(5, device=self.device)[None]
         seen: dict[tuple[int, str], tuple[Tensor, object]] = {}
         with self._as_found(), torch.no_grad(), ExitStack() as hooks:
             for number, block in enumerate(self.blocks):
+                still = _before(Site(number, "in"), lambda _, stream: anatomy.ripple(stream))
+                handle = block.register_forward_pre_hook(still, with_kwargs=True)
+                hooks.callback(handle.remove)
                 for name, module in [("", block), *block.named_children()]:
                     hook = _recorder(seen, (number, name))
                     handle = module.register_forward_hook(hook, with_kwargs=True)
@@ -183,6 +202,7 @@ class HookedModel:
     def _block_anatomy(self, number: int, seen: Mapping[tuple[int, str], tuple[Tensor, object]]):
         before, output = seen[number, ""]
         after = anatomy.stream_of(output, before)
+        assert after is not None, "a block leaves what can enter the next"
         outputs = {
             name: stream
             for (block, name), (_, given) in seen.items()
@@ -262,23 +282,28 @@ class HookedModel:
         block = self.blocks[site.layer]
         if site.part == "in":
             return block.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
-        module = block
-        if site.part != "out":
-            module = block.get_submodule(self._writers[site.layer][site.part == "mlp"])
-        return module.register_forward_hook(
+        name = "" if site.part == "out" else self._writer(site)
+        if name is None:
+            raise DriftlensError(
+                f"a place {site} in {self.name}",
+                found=f"a block without {site.part}",
+                remedy="Choose another place.",
+            )
+        return block.get_submodule(name).register_forward_hook(
             lambda _, __, output: _with_first(output, pass_through(site, _first(output)))
         )
 
 
 def _recorder(seen: dict, key: tuple[int, str]) -> Callable:
     def record(_: nn.Module, inputs: tuple, keywords: dict, output: object) -> None:
-        seen[key] = (_entering(inputs, keywords), output)
+        # A child of a block may read something else than a stream.
+        seen[key] = (inputs[0] if inputs else keywords.get("hidden_states"), output)
 
     return record
 
 
 def _entering(inputs: tuple, keywords: Mapping[str, Any]) -> Tensor:
-    return inputs[0] if inputs else keywords.get("hidden_states")
+    return inputs[0] if inputs else keywords["hidden_states"]
 
 
 def _before(site: Site, pass_through: Callable[[Site, Tensor], Tensor]) -> Callable:
@@ -309,10 +334,20 @@ def _with_first(output: Tensor | tuple, tensor: Tensor) -> Tensor | tuple:
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
-def _context(config: Any) -> int | None:
+def _accepts(module: nn.Module, name: str) -> bool:
+    return name in inspect.signature(module.forward).parameters
+
+
+def _off(module: nn.Module) -> dict[str, bool]:
+    """What a module is asked to leave out: a cache, and the losses of routers."""
+    return {n: False for n in ("use_cache", "output_router_logits") if _accepts(module, n)}
+
+
+def _context(body: nn.Module, config: Any) -> int | None:
     """How many tokens the positions of a model reach, as its configuration names it."""
     limit = getattr(config, "max_position_embeddings", None)
-    if limit is None or config.model_type not in ("roberta", "xlm-roberta", "camembert"):
-        return limit
-    # RoBERTa counts places from its padding id on.
-    return limit - config.pad_token_id - 1
+    for name, table in body.named_modules():
+        # RoBERTa and its kin count places from their padding id on.
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+            return limit - table.padding_idx - 1
+    return limit

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from driftlens.errors import DriftlensError, LoadError
 
 from .hooks import HookedModel
 from .model import Model
+
+ADAPTER = "adapter_model.safetensors"
 
 HASHED_WHOLE = 2**31
 """Bytes of weights up to which every one of them is hashed; of more, an even sample."""
@@ -56,8 +59,10 @@ def load_pair(
         local_files_only = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     hub = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
     how = {"device": _device(device), "dtype": _dtype(dtype), "attention": attn_implementation}
+    ours: Model
+    theirs: Model
     if _is_peft(aligned):
-        ours, theirs = _live_adapter(base, aligned, tokenizer)
+        ours, theirs = _live_adapter(base, aligned, tokenizer, hub)
     elif isinstance(aligned, str | Path) and _holds_adapter(str(aligned), aligned_revision, hub):
         ours, theirs = _adapter(base, str(aligned), revision, aligned_revision, hub, how)
     else:
@@ -88,8 +93,14 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
         return _from_name(str(model), revision, hub, how)
     if hasattr(model, "trace") and hasattr(model, "readout"):
         return model  # type: ignore[return-value]
+    if _is_peft(model):
+        raise DriftlensError(
+            "an adapter as the aligned model, beside the base that it sits on",
+            found=f"a {type(model).__name__} beside another model",
+            remedy="Pass base=None and the PeftModel as aligned.",
+        )
     if isinstance(model, nn.Module):
-        loaded = HookedModel(model, _live_tokenizer(model, tokenizer))
+        loaded = HookedModel(model, _live_tokenizer(model, tokenizer, hub))
         loaded.source = _source(model, fingerprint(dict(model.named_parameters())))
         return loaded
     raise DriftlensError(
@@ -139,7 +150,6 @@ def _place(name: str) -> str:
 
 
 def _net(name: str, place: str, revision: str | None, hub: dict, how: dict) -> nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     try:
@@ -150,23 +160,22 @@ def _net(name: str, place: str, revision: str | None, hub: dict, how: dict) -> n
             dtype=how["dtype"],
             attn_implementation=how["attention"],
             use_safetensors=True,
+            # Or else the error does not say which: the report of the load does.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **hub,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise LoadError(
-            f"a language model at {name}",
-            found=_first_line(error),
-            remedy="Check the name and revision, and that its files are whole.",
-        ) from None
-    absent = sorted(map(str, report["missing_keys"])) + sorted(
-        str(key) for key in report.get("mismatched_keys", ())
-    )
+    except _unreadable() as error:
+        remedy = "Check the name and revision, and that its files are whole."
+        if "trust_remote_code" in str(error):
+            remedy = "Give --trust-remote-code (or trust_remote_code=True) if you trust that code."
+        found = _first_line(error)
+        raise LoadError(f"a language model at {name}", found=found, remedy=remedy) from None
+    absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if absent:
         raise LoadError(
             f"all weights of {name}",
-            found=f"none of the right shape for {', '.join(absent[:3])}"
-            + (f" and {len(absent) - 3} more" if len(absent) > 3 else ""),
+            found=f"none of the right shape for {_some(absent)}",
             remedy="Load a whole checkpoint: missing weights would be random numbers.",
         )
     return net.to(how["device"])
@@ -177,9 +186,9 @@ def _auto(config: Any) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     names = getattr(config, "architectures", None) or []
-    masked = any(name.endswith("MaskedLM") for name in names)
     known = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if masked or (not names and known and not getattr(config, "is_decoder", False)):
+    causal = any(name.endswith(("CausalLM", "LMHeadModel")) for name in names)
+    if known and not causal and not getattr(config, "is_decoder", False):
         return AutoModelForMaskedLM
     return AutoModelForCausalLM
 
@@ -189,7 +198,8 @@ def _tokenizer(name: str, place: str, revision: str | None, hub: dict) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, **hub)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    # Over a broken file tokenizers raises an Exception and nothing finer.
+    except Exception as error:
         raise LoadError(
             f"a tokenizer with {name}",
             found=_first_line(error),
@@ -208,7 +218,7 @@ def _fast(tokenizer: Any, name: str) -> Any:
     return tokenizer
 
 
-def _live_tokenizer(net: nn.Module, tokenizer: object) -> Any:
+def _live_tokenizer(net: nn.Module, tokenizer: object, hub: dict) -> Any:
     if tokenizer is not None:
         return _fast(tokenizer, type(net).__name__)
     name = getattr(net.config, "name_or_path", "")
@@ -218,7 +228,7 @@ def _live_tokenizer(net: nn.Module, tokenizer: object) -> Any:
             found=f"{type(net).__name__} without a name to load one by",
             remedy="Pass tokenizer=….",
         )
-    return _tokenizer(name, name, None, {})
+    return _tokenizer(name, name, None, hub)
 
 
 def _source(net: nn.Module, sha256: str) -> dict[str, Any]:
@@ -262,47 +272,65 @@ def _adapter(
 ) -> tuple[HookedModel, HookedModel]:
     if not isinstance(base, str | Path):
         raise DriftlensError(
-            "the base of an adapter folder by its name or folder",
-            found=f"a live {type(base).__name__}, which attaching the adapter would change",
+            "the base of an adapter by its name or folder",
+            found="none" if base is None else f"a live {type(base).__name__}, which would change",
             remedy="Give the base's name, or attach it yourself and pass the PeftModel.",
         )
+    folder = _adapter_folder(name, own, hub)
+    ours = _from_name(str(base), revision, hub, how)
+    peft = _attached(ours.net, folder, f"an adapter at {name} that fits {base}")
+    _check_placed(peft, folder / ADAPTER, name)
+    tokenizer = ours.tokenizer
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = _tokenizer(name, str(folder), None, hub)
+    return _share(peft, ours.tokenizer, tokenizer, ours.name, name, ours.source)
+
+
+def _adapter_folder(name: str, revision: str | None, hub: dict) -> Path:
+    """Where an adapter's files lie, fetched if need be; peft itself would also read a pickle."""
+    from transformers.utils import cached_file
+
+    place = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
+    local = hub["local_files_only"]
+    try:
+        cached_file(place, "adapter_config.json", revision=revision, local_files_only=local)
+        found = cached_file(place, ADAPTER, revision=revision, local_files_only=local)
+    except OSError:
+        raise LoadError(
+            f"{ADAPTER} in {name}",
+            found="none",
+            remedy="Save the adapter with save_pretrained(..., safe_serialization=True).",
+        ) from None
+    return Path(str(found)).parent
+
+
+def _attached(net: nn.Module, folder: Path, expected: str) -> Any:
     try:
         from peft import PeftModel
     except ImportError:
         raise DriftlensError(
-            f"the package peft to read the adapter {name}",
+            f"the package peft to read the adapter in {folder}",
             found="it is not installed",
             remedy="pip install 'driftlens[peft]'",
         ) from None
-    from safetensors import SafetensorError
-
-    local = Path(name).expanduser().exists()
-    if local and not (Path(name).expanduser() / "adapter_model.safetensors").is_file():
-        raise LoadError(
-            f"adapter_model.safetensors in {name}",
-            found="none",
-            remedy="Save the adapter with save_pretrained(..., safe_serialization=True).",
-        )
-    ours = _from_name(str(base), revision, hub, how)
-    names = {} if own is None else {"revision": own}
     try:
-        place = str(Path(name).expanduser()) if local else name
-        peft = PeftModel.from_pretrained(ours.net, place, use_safetensors=True, **names)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            # That weights are missing; `_check_placed` says so, and stops.
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+            # That peft asks transformers by a name which is about to go.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return PeftModel.from_pretrained(net, str(folder))
+    except _unreadable() as error:
         raise LoadError(
-            f"an adapter at {name} that fits {base}",
+            expected,
             found=_first_line(error),
             remedy="Check that it was trained on this base model.",
         ) from None
-    if local:
-        _check_placed(peft, Path(name).expanduser() / "adapter_model.safetensors", name)
-    tokenizer = ours.tokenizer
-    if local and (Path(name).expanduser() / "tokenizer.json").is_file():
-        tokenizer = _tokenizer(name, place, own, hub)
-    return _share(peft, ours.tokenizer, tokenizer, ours.name, name, ours.source)
 
 
-def _live_adapter(base: object, peft: Any, tokenizer: object) -> tuple[HookedModel, HookedModel]:
+def _live_adapter(
+    base: object, peft: Any, tokenizer: object, hub: dict
+) -> tuple[HookedModel, HookedModel]:
     inner = peft.get_base_model()
     own = getattr(inner.config, "name_or_path", "")
     if not (base is None or base is peft or base is inner or str(base) == own):
@@ -317,7 +345,7 @@ def _live_adapter(base: object, peft: Any, tokenizer: object) -> tuple[HookedMod
         for name, parameter in inner.named_parameters()
         if not any(mark in f".{name}." for mark in adapters)
     }
-    tokenizer = _live_tokenizer(inner, tokenizer)
+    tokenizer = _live_tokenizer(inner, tokenizer, hub)
     source = _source(inner, fingerprint(weights))
     name = own or type(inner).__name__
     return _share(peft, tokenizer, tokenizer, name, f"{name} + adapter", source)
@@ -329,11 +357,18 @@ def _share(
     """One net seen twice: with its adapter disabled, and with it."""
     from peft import get_peft_model_state_dict
 
-    if any(config.is_prompt_learning for config in peft.peft_config.values()):
+    if any(c.is_prompt_learning or c.is_adaption_prompt for c in peft.peft_config.values()):
         raise DriftlensError(
             "an adapter that changes weights",
             found="one that learns a prompt",
             remedy="Compare LoRA and its relatives.",
+        )
+    if peft.get_model_status().merged_adapters:
+        # Disabling it would take it out of the caller's weights for good.
+        raise DriftlensError(
+            "an adapter beside its base's weights",
+            found="one that is merged into them",
+            remedy="Call unmerge_adapter() on it first.",
         )
     placed = get_peft_model_state_dict(peft)
     inner = peft.get_base_model()
@@ -349,16 +384,18 @@ def _check_placed(peft: Any, file: Path, name: str) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    placed = get_peft_model_state_dict(peft)
+    placed, kept = get_peft_model_state_dict(peft), load_file(file)
     lost = [
         key
-        for key, tensor in load_file(file).items()
-        if key not in placed or not torch.equal(placed[key].cpu().to(tensor.dtype), tensor)
+        for key in sorted({*placed, *kept})
+        if key not in placed
+        or key not in kept
+        or not torch.equal(placed[key].cpu().to(kept[key].dtype), kept[key])
     ]
     if lost:
         raise LoadError(
-            f"every weight of the adapter {name} to find its place",
-            found=f"{len(lost)} that did not, such as {lost[0]}",
+            f"weights of the adapter {name} for every place, and a place for every weight",
+            found=f"none for {_some(lost)}",
             remedy="Check that it was trained on this base model.",
         )
 
@@ -367,9 +404,17 @@ def _check_placed(peft: Any, file: Path, name: str) -> None:
 
 
 def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DriftlensError(
+            "a device that this machine has",
+            found=f"{device!r}: {_first_line(error)}",
+            remedy="Give auto, cpu or cuda.",
+        ) from None
+    return device
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -393,6 +438,21 @@ def _check_dtypes(base: Model, aligned: Model) -> None:
         )
 
 
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What the libraries raise over files that are not what they should be."""
+    from safetensors import SafetensorError
+
+    known = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
+    return (*known, SafetensorError)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A line that ends in a colon only announces what the next one says.
+    told = 2 if lines and lines[0].endswith(":") else 1
+    return " ".join(lines[:told]).rstrip(".") or type(error).__name__

@@ -69,14 +69,16 @@ class Model(Protocol):
     tokenizer: Any
     depth: int
     width: int
-    vocabulary: int
-    """How many logits it gives."""
-
     context: int | None
     """The most tokens it can read; None if it names no limit."""
 
     causal: bool
     """Whether it continues text; else it fills in masked tokens."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits it gives."""
+        ...
 
     def trace(self, batch: Batch, wants: Wants = Wants(), edits: Edits | None = None) -> Trace:
         """Run `batch`, with `edits` in place, and return what `wants` asks for."""

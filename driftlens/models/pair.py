@@ -43,8 +43,7 @@ class ModelPair:
             if ours != theirs:
                 raise DriftlensError(
                     f"two models with the same {what}",
-                    found=f"{self.base.name} with {name} {ours}, "
-                    f"{self.aligned.name} with {theirs}",
+                    found=f"{self.base.name} with {name} {ours}, {self.aligned.name} with {theirs}",
                     remedy="Compare versions of one architecture.",
                 )
 
@@ -155,13 +154,11 @@ class Frame:
             for b, a, x, y in self._chunks()
         ]
         whole = Comparison(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
-        for model, column in (
-            (self.pair.base, whole.base_logprob),
-            (self.pair.aligned, whole.aligned_logprob),
+        for model, trace, column in (
+            (self.pair.base, self.base, whole.base_logprob),
+            (self.pair.aligned, self.aligned, whole.aligned_logprob),
         ):
-            if not bool(column.isfinite().all()):
-                document = int(self.scored.document[int((~column.isfinite()).nonzero()[0])])
-                raise _error(model, "its logits", document)
+            self._check(model, trace, column)
         return whole
 
     @cached_property
@@ -209,9 +206,17 @@ class Frame:
         """[scored unit] what `model` reads from [scored token, width] predictors, in nats."""
         rows = _rows(model.vocabulary)
         pieces = zip(predictors.split(rows), trace.batch.targets.split(rows), strict=True)
-        tokens = [gold(model.readout(p), t).double().cpu() for p, t in pieces]
+        tokens = torch.cat([gold(model.readout(p), t).double().cpu() for p, t in pieces])
+        self._check(model, trace, tokens)
         units = torch.zeros(int(self.units.scored.sum()), dtype=torch.float64)
-        return units.index_add(0, trace.batch.owner.cpu(), torch.cat(tokens))
+        return units.index_add(0, trace.batch.owner.cpu(), tokens)
+
+    def _check(self, model: Model, trace: Trace, tokens: Tensor) -> None:
+        """Stop if the likelihood of a scored token is not finite."""
+        bad = ~tokens.isfinite()
+        if bad.any():
+            unit = int(trace.batch.owner.cpu()[bad][0])
+            raise _error(model, "its logits", int(self.scored.document[unit]))
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         rows = _rows(self.pair.base.vocabulary + self.pair.aligned.vocabulary)

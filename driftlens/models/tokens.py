@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.packs import Example, Pack
+from driftlens.packs import Pack
 
 Place = tuple[Tensor, Tensor]
 """Row and token numbers of some places in a batch."""
@@ -55,25 +55,26 @@ class Batch:
         """The same batch on another device."""
         if self.ids.device == torch.device(device):
             return self
-        places = [tuple(t.to(device) for t in place) for place in (self.closing, self.target)]
-        return Batch(self.ids.to(device), self.mask.to(device), *places, self.owner.to(device))
+        closing, target = ((r.to(device), t.to(device)) for r, t in self._places)
+        ids, mask, owner = (t.to(device) for t in (self.ids, self.mask, self.owner))
+        return Batch(ids, mask, closing, target, owner)
 
     def padded_left(self) -> "Batch":
         """The same batch with its padding on the left."""
         width = self.ids.shape[1]
         shift = width - self.mask.sum(1)
         source = (torch.arange(width) - shift[:, None]) % width
-        places = [(rows, tokens + shift[rows]) for rows, tokens in (self.closing, self.target)]
+        closing, target = ((rows, tokens + shift[rows]) for rows, tokens in self._places)
         ids, mask = self.ids.gather(1, source), self.mask.gather(1, source)
-        return Batch(ids, mask, *places, self.owner)
+        return Batch(ids, mask, closing, target, self.owner)
 
     def row(self, number: int) -> "Batch":
-        """One row alone, without its padding."""
+        """One row of a right-padded batch alone, without its padding."""
         width = int(self.mask[number].sum())
-        places = [(rows[rows == number] * 0, t[rows == number]) for rows, t in self._places]
+        closing, target = ((r[r == number] * 0, t[r == number]) for r, t in self._places)
         owner = self.owner[self.target[0] == number]
         one = slice(number, number + 1)
-        return Batch(self.ids[one, :width], self.mask[one, :width], *places, owner)
+        return Batch(self.ids[one, :width], self.mask[one, :width], closing, target, owner)
 
     @property
     def _places(self) -> tuple[Place, Place]:
@@ -132,6 +133,9 @@ class Side:
 
     suffix: int
     """How many added tokens must end every window (only masked models have them)."""
+
+    begin: int
+    """The first token that can be scored: what continues a text needs one before it."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +218,16 @@ class Encoder:
         cuts = [d.windows[w.number] for d, w in zip(documents, windows, strict=True)]
         scored = [d.scored[fresh:last] for d, (_, fresh, last) in zip(documents, cuts, strict=True)]
         sides = [
-            _batch([d.sides[side] for d in documents], cuts, scored, _pad_id(self.tokenizers[side]))
+            _batch([d.sides[side] for d in documents], cuts, scored, self._pad(side))
             for side in (0, 1)
         ]
+        names = ("start", "end", "characters", "bytes", "scored")
         pieces = [
-            (np.full(last - fresh, w.example), np.arange(fresh, last))
-            + tuple(getattr(d, name)[fresh:last] for name in ("start", "end", "characters", "bytes", "scored"))
+            (
+                np.full(last - fresh, w.example),
+                np.arange(fresh, last),
+                *(getattr(d, name)[fresh:last] for name in names),
+            )
             for w, d, (_, fresh, last) in zip(windows, documents, cuts, strict=True)
         ]
         units = Units(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
@@ -249,17 +257,16 @@ class Encoder:
             everything = np.arange(len(base.ids))
             closings, ends, starts = [everything, everything], base.ends, base.starts
         else:
-            closings, ends = _shared(base.ends, aligned.ends)
+            closings, ends = _shared(base.text_ends, aligned.text_ends)
             starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-        sides = tuple(
-            Side(row.ids, closing, row.prefix, row.suffix if self.masked else 0)
-            for row, closing in zip((base, aligned), closings, strict=True)
-        )
-        scored = self._scores(example, base, ends)
+        sides = [self._side(*both) for both in zip((base, aligned), closings, strict=True)]
+        first, last = example.scored or (-1, len(example.text))
+        scored = (ends > first) & (ends <= last)
         if same:
-            scored[:1] = self.masked and scored[:1]
+            scored[: sides[0].begin] = False
+            scored[len(scored) - sides[0].suffix :] = False
         else:
-            scored[:1] &= min(base.prefix, aligned.prefix) > 0
+            scored[:1] &= all(side.begin <= side.prefix for side in sides)
         return Document(
             (sides[0], sides[1]),
             same,
@@ -270,15 +277,15 @@ class Encoder:
             tuple(_windows(sides, self.length, len(ends))),
         )
 
-    def _scores(self, example: Example, base: "_Tokens", ends: np.ndarray) -> np.ndarray:
-        """[unit] whether the example scores it."""
-        first, last = example.scored or (-1, len(example.text))
-        scored = (ends > first) & (ends <= last)
+    def _side(self, row: "_Tokens", closing: np.ndarray) -> Side:
         if self.masked:
             # Added tokens are no text; every other can be masked in its turn.
-            inner = np.arange(len(ends))
-            scored &= (inner >= base.prefix) & (inner < len(ends) - base.suffix)
-        return scored
+            return Side(row.ids, closing, row.prefix, row.suffix, row.prefix)
+        return Side(row.ids, closing, row.prefix, 0, max(row.prefix, 1))
+
+    def _pad(self, side: int) -> int:
+        """An id for padding. Where a mask hides it, 0 will do, and every model knows it."""
+        return self.tokenizers[side].pad_token_id if self.masked else 0
 
 
 @dataclass(frozen=True)
@@ -288,6 +295,11 @@ class _Tokens:
     ends: np.ndarray
     prefix: int
     suffix: int
+
+    @property
+    def text_ends(self) -> np.ndarray:
+        """[token] where each ends, without those that were added after the text."""
+        return self.ends[: len(self.ends) - self.suffix]
 
 
 def alike(base, aligned) -> bool:
@@ -364,33 +376,34 @@ def _bytes(text: str, ends: np.ndarray) -> np.ndarray:
 
 def _length(side: Side, first: int, last: int) -> int:
     lead = side.closing[first - 1] + 1 if first else 0
-    tokens = int(side.closing[last - 1] + 1 - lead)
-    return tokens + (side.prefix + side.suffix if first else side.suffix)
+    stop = side.closing[last - 1] + 1
+    added = (side.prefix if first else 0) + (side.suffix if stop < len(side.ids) else 0)
+    return int(stop - lead) + added
 
 
 def _windows(sides: Sequence[Side], room: int, units: int) -> Iterator[tuple[int, int, int]]:
     """First, first fresh and last-plus-one unit of each window of at most `room` tokens."""
     first = fresh = 0
+    # A unit can open a window if added tokens precede it there.
+    opens = all(side.begin <= side.prefix for side in sides)
     while fresh < units:
-        last = fresh
-        while last < units and all(_length(s, first, last + 1) <= room for s in sides):
-            last = _furthest(sides, room, first, last, units)
-        if last == fresh:
-            if first == fresh:
-                raise DriftlensError(
-                    f"windows that can hold the longest unit ({room} tokens are allowed)",
-                    found="a unit that is longer",
-                    remedy="Give a larger --max-length.",
-                )
+        last = _furthest(sides, room, first, fresh, units)
+        if last == fresh > first and opens:
             first = fresh
             continue
+        if last == fresh or (0 < first == fresh and not opens):
+            raise DriftlensError(
+                f"windows that can hold the longest unit ({room} tokens are allowed)",
+                found="a unit that is longer, with what precedes it",
+                remedy="Give a larger --max-length.",
+            )
         yield first, fresh, last
         fresh, first = last, max(first + 1, last - max(1, (last - first) // 2))
 
 
-def _furthest(sides: Sequence[Side], room: int, first: int, fits: int, units: int) -> int:
+def _furthest(sides: Sequence[Side], room: int, first: int, fresh: int, units: int) -> int:
     """The last-plus-one unit of the longest window from `first`, by bisection."""
-    low, high = fits + 1, units
+    low, high = fresh, units
     while low < high:
         middle = (low + high + 1) // 2
         if all(_length(side, first, middle) <= room for side in sides):
@@ -426,8 +439,8 @@ def _batch(
         closing.append(_at(number, ends + shift))
         mine = np.flatnonzero(counts)
         tokens, owners = _spread(begins[mine], ends[mine] + 1)
-        # The very first token of a text has no likelihood, even inside a longer unit.
-        keep = tokens > 0
+        # Added tokens have no likelihood, even inside a longer unit.
+        keep = tokens >= side.begin
         target.append(_at(number, tokens[keep] + shift))
         owner.append(owners[keep] + units)
         units += len(mine)
@@ -460,10 +473,3 @@ def _at(row: int, tokens: np.ndarray) -> np.ndarray:
 def _place(pieces: list[np.ndarray]) -> Place:
     rows, tokens = torch.from_numpy(np.concatenate(pieces, axis=1).astype(np.int64))
     return rows, tokens
-
-
-def _pad_id(tokenizer) -> int:
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0

@@ -1,0 +1,27 @@
+"""What every test shares: one thread, no network, and a small pair with a small pack."""
+
+import os
+
+# Read by huggingface_hub and transformers when they are imported, so it stands before them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import nets
+import pytest
+import torch
+
+from driftlens.models import ModelPair
+from driftlens.packs import Pack
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pack() -> Pack:
+    """Nine texts of different lengths, with emoji, accents and numbers."""
+    return nets.pack(nets.TEXTS)
+
+
+@pytest.fixture(scope="session")
+def pair() -> ModelPair:
+    """A tiny Llama and the same with every weight moved a little. Nobody may change it."""
+    return nets.pair("llama")

@@ -1,0 +1,60 @@
+"""The README keeps what it promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_its_python_runs_as_it_stands(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Loss rose by" in done.stdout
+    assert (tmp_path / "reports/mine/index.html").exists()
+    assert (tmp_path / "drift.png").stat().st_size > 10_000
+
+
+def test_its_commands_name_options_that_exist():
+    from typer.main import get_command
+
+    from driftlens.cli import app
+
+    commands = get_command(app).commands
+    called = re.findall(r"^driftlens (\w+)(.*)$", "\n".join(blocks("sh")), re.MULTILINE)
+    assert len(called) >= 3
+    for name, rest in called:
+        known = {option for p in commands[name].params for option in p.opts}
+        assert set(re.findall(r"--[\w-]+", rest)) <= known
+
+
+def test_its_set_up_commands_are_those_that_ci_runs():
+    ci = (ROOT / ".ci/run").read_text("utf-8")
+    for command in re.findall(r"^\./dev \w+", "\n".join(blocks("sh")), re.MULTILINE):
+        assert command in ci
+
+
+def test_the_tree_speaks_of_no_machine():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if path.suffix in (".safetensors", ".parquet", ".png") or not path.is_file():
+            continue
+        text = path.read_text("utf-8")
+        for place in ("/ho" + "me/", "/wo" + "rk/", "/ro" + "ot/", "/t" + "mp/"):
+            assert place not in text, f"{name} names {place}"
