@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -45,8 +45,12 @@ PackNames = Annotated[
     list[str] | None,
     typer.Option("--pack", help="A shipped pack by name, or a pack's folder. See `packs`."),
 ]
-Limit = Annotated[int | None, typer.Option(help="Show only the first N examples of each pack.")]
-Length = Annotated[int | None, typer.Option("--max-length", help="The most tokens in a window.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Show only the first N examples of each pack.")
+]
+Length = Annotated[
+    int | None, typer.Option("--max-length", min=2, help="The most tokens in a window.")
+]
 Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="What to load in: auto, float32, bfloat16, float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model.")]
@@ -75,8 +79,13 @@ def main() -> None:
         app()
     except DriftlensError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "interrupted", 130)
+    except (MemoryError, RuntimeError) as error:
+        from .metric import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        remedy = "Give a smaller --max-length, another --dtype, or a larger device."
+        _fail(f"expected memory for both models, found less. {remedy}", 2)
 
 
 @app.callback()
@@ -103,7 +112,9 @@ def report(
     max_length: Length = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of every sample and every bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of every sample and every bootstrap.")
+    ] = 0,
     format: Annotated[
         str, typer.Option(help="What to write: html, json, parquet, figures, with commas.")
     ] = "html,json,parquet,figures",
@@ -130,12 +141,15 @@ def report(
 
     driftlens report org/base org/aligned --text held-out.jsonl --fail-on 'forgetting.loss_rise>0.1'
     """
+    from .partial import Partial
+
     started = datetime.now(UTC)
-    bounds = [_bound(text) for text in fail_on or []]
     rows = None if batch_size == "auto" else _count(batch_size, "--batch-size")
-    formats = [name.strip() for name in format.split(",") if name.strip()]
+    formats = _formats(format)
     out = out or Path("reports") / f"{_slug(base)}-{_slug(aligned)}"
-    _refuse_existing(out, overwrite or resume)
+    _try(out, overwrite or resume)
+    partial = Partial(out, resume=resume)
+    bounds = [_bound(text) for text in fail_on or []]
     packs = _packs(text, pack, limit)
     pair = _load(
         base,
@@ -150,7 +164,6 @@ def report(
         attn_implementation=attn_implementation,
     )
     from . import doctor, suite
-    from .partial import Partial
     from .report import Report
 
     chosen = None if layers is None else _layers(layers, pair.depth)
@@ -158,12 +171,15 @@ def report(
     checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
     doctor.require(checks)
     about = _run(base, aligned, pair, packs, options, started)
-    partial = Partial(out, _identity(about), resume=resume)
+    partial.begin(_identity(about))
     with _progress(quiet) as progress, _stoppable(partial, out):
-        results = list(suite.examine(pair, packs, options, partial=partial, progress=progress))
+        found = suite.examine(
+            pair, packs, options, checks=checks, partial=partial, progress=progress
+        )
+        results = list(found)
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     page = Report(f"{pair.base.name} → {pair.aligned.name}", results, checks, about)
-    written = page.write(out, overwrite=overwrite or resume, formats={*formats, "json"})
+    written = page.write(out, overwrite=overwrite or resume, formats=formats)
     partial.remove()
     if as_json:
         typer.echo((Path(out) / "results.json").read_text("utf-8"))
@@ -212,9 +228,12 @@ def doctor(
     from . import doctor, suite
 
     checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
-    options = suite.Options(length=max_length)
-    metrics = suite.applicable(pair, packs[0], options)
-    floors = doctor.noise_floor(pair.base, packs[0], metrics, max_length)
+    failed = any(check.status == "fail" for check in checks)
+    floors = doctor.Floors()
+    if not failed:
+        encoder = pair.encoder(packs[0], max_length)
+        metrics = suite.applicable(pair, encoder, suite.Options(length=max_length), checks)
+        floors = doctor.noise_floor(pair.base, encoder, metrics)
     if as_json:
         record = {"checks": [vars(check) for check in checks], "noise_floor": floors.sizes}
         typer.echo(json.dumps(record, indent=2))
@@ -223,17 +242,17 @@ def doctor(
         for kind, sizes in floors.sizes.items():
             for name, size in sizes.items():
                 typer.echo(f"floor  {kind}.{name}: {size:.2g}")
-    if any(check.status == "fail" for check in checks):
+    if failed:
         raise typer.Exit(2)
 
 
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
     """Print a report's verdict and its small tables in the terminal."""
-    from . import diagnostics, doctor
+    from . import suite
     from .report import Report
 
-    assert diagnostics and doctor, "their kinds of results are known once they are imported"
+    assert suite, "its kinds of results are known once it is imported"
     page = Report.read(folder)
     typer.echo(page.title)
     typer.secho(page.verdict(), bold=True)
@@ -245,10 +264,10 @@ def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) ->
 @app.command()
 def render(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
     """Draw a report's page again from its record and tables alone."""
-    from . import diagnostics, doctor
+    from . import suite
     from .report import render
 
-    assert diagnostics and doctor, "their kinds of results are known once they are imported"
+    assert suite, "its kinds of results are known once it is imported"
     typer.echo(render(folder))
 
 
@@ -363,10 +382,19 @@ def _run(
 def _identity(run: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a run to be taken up again."""
     models = {side: known.get("sha256") for side, known in run["models"].items()}
-    dtypes = {f"{side} dtype": known.get("dtype") for side, known in run["models"].items()}
+    how = {
+        f"{name} of {side}": known.get(name)
+        for side, known in run["models"].items()
+        for name in ("dtype", "device", "attention")
+    }
     packs = [[pack["name"], pack["sha256"]] for pack in run["packs"]]
-    return {"models": models, **dtypes, "packs": packs} | {
-        name: run[name] for name in ("seed", "options", "versions")
+    return {
+        **{f"{side} model": sha256 for side, sha256 in models.items()},
+        **how,
+        "packs": packs,
+        "seed": run["seed"],
+        **{name.replace("_", "-"): chosen for name, chosen in run["options"].items()},
+        **{f"version of {name}": version for name, version in run["versions"].items()},
     }
 
 
@@ -384,10 +412,15 @@ def _stoppable(partial: Any, out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted; what was finished is kept: give the same command with --resume "
-            f"to go on with {out}"
-        ) from None
+        # Not raised on: the library of the command line would leave without a word.
+        _fail(
+            "interrupted; what was finished is kept: give the same command with --resume "
+            f"to go on with {out}",
+            130,
+        )
+    except DriftlensError:
+        partial.tidy()
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -414,14 +447,30 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
         yield progress
 
 
-def _refuse_existing(out: Path, allowed: bool) -> None:
-    """Before anything is loaded: a folder with something in it is not written to."""
-    if not allowed and out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _try(out: Path, overwrite: bool) -> None:
+    """Before anything is loaded: whether a report can be written there, by undoing an empty one."""
+    from .report.report import FIGURES, PAGE, RECORD, TABLES
+    from .results.store import staged
+
+    class Undone(Exception):
+        pass
+
+    with suppress(Undone), staged(out, {PAGE, RECORD, TABLES, FIGURES}, overwrite=overwrite):
+        raise Undone
+
+
+def _formats(text: str) -> set[str]:
+    """The formats that a caller names, and the record without which no page can be drawn."""
+    from .report.report import FORMATS
+
+    formats = {name.strip() for name in text.split(",")}
+    if not formats <= set(FORMATS):
         raise DriftlensError(
-            f"a new folder at {out}",
-            found="something there already",
-            remedy="Give another --out, or --overwrite to replace the report there.",
+            f"formats among {', '.join(FORMATS)}",
+            found=repr(text),
+            remedy="Leave --format out to write them all.",
         )
+    return {*formats, "json"}
 
 
 def _layers(text: str, depth: int) -> frozenset[int]:
@@ -494,10 +543,10 @@ def _bound(text: str) -> tuple[str, Callable[[Sequence["Result"]], bool]]:
 
 
 def _check_value(kind: str, name: str) -> None:
-    from . import diagnostics
+    from . import suite
     from .results import kinds
 
-    assert diagnostics, "its kinds of results are known once it is imported"
+    assert suite, "its kinds of results are known once it is imported"
     values = {
         k: [n for n, f in cls.__dataclass_fields__.items() if f.metadata.get("role") == "value"]
         for k, cls in kinds().items()

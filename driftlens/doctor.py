@@ -1,17 +1,18 @@
 """The gates that a pair passes before any number is believed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from math import inf
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from .errors import DriftlensError
-from .metric import Metric, measure
-from .models import EMBED, Frame, Model, ModelPair, Site, Wants
+from .metric import Metric, measure, out_of_memory
+from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
 from .models.tokens import Encoder, alike
 from .packs import Pack
@@ -23,6 +24,9 @@ SAMPLE = 12
 
 TOKENS = 256
 """The longest window of that sample."""
+
+LETTERS = 4 * TOKENS
+"""What is read of each of its documents, in characters."""
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 """How far a token's log-probability may move, in nats, when only its batch or padding changes."""
@@ -38,10 +42,11 @@ class NoiseFloorResult(Result):
     kind = "noise_floor"
     title = "Noise floor"
     how = """
-The base model is compared with itself: once in batches as in the run, once with every text alone, \
-unpadded, and its readout in chunks of seven rows. Nothing differs but the order of arithmetic. What \
-each diagnostic then says (the largest of its rows, and of the ends of its interval) is the size below \
-which it cannot be told from noise; such numbers are greyed out.
+The base model is compared with itself on the beginnings of a dozen documents: once in batches as \
+in the run, once with every text alone, unpadded, and its readout in chunks of seven rows. Nothing \
+differs but the order of arithmetic. What each diagnostic then says (the largest of its rows, and \
+of the ends of its interval) is the size below which it cannot be told from noise; such numbers \
+are greyed out.
 """.strip()
 
     loss_rise: Number = value("nats/token")
@@ -59,8 +64,10 @@ which it cannot be told from noise; such numbers are greyed out.
     def summary(self) -> str:
         """The floor of the headline number."""
         if np.isnan(self.loss_rise.value):
-            return f"Noise moved no diagnostic by more than {max(self.floor_size, default=0):.1e}."
-        said = f"Noise alone moved the loss by at most {shown(self.loss_rise.value, 2)} nats a token"
+            size = max(self.floor_size, default=0)
+            return f"Noise moved no diagnostic by more than {size:.1e}."
+        size = shown(self.loss_rise.value, 2)
+        said = f"Noise alone moved the loss by at most {size} nats a token"
         if self.times.value == inf:
             return said + ": not at all on this machine."
         return said + f"; the rise measured is {shown(self.times.value, 2)} times as large."
@@ -97,21 +104,26 @@ class Floors:
         )
 
 
-def noise_floor(
-    model: Model, pack: Pack, metrics: Sequence[Metric], length: int | None = None
-) -> Floors:
+def noise_floor(model: Model, encoder: Encoder, metrics: Sequence[Metric]) -> Floors:
     """What each diagnostic says of a model and itself in other batches.
 
     Args:
         model: The base model.
-        pack: The pack, of which a few documents are shown.
+        encoder: The pack as the run reads it; the beginnings of a few documents are shown.
         metrics: The diagnostics, with nothing seen.
-        length: The longest window of the run.
     """
     pair = ModelPair(model, Alone(model))
-    few = pack.limit(SAMPLE)
-    results = measure(pair, few, metrics, length=min(length or TOKENS, TOKENS))
+    results = measure(pair, _few(encoder), metrics, length=min(encoder.length, TOKENS))
     return Floors({result.kind: dict(_sizes(result)) for result in results})
+
+
+def _few(encoder: Encoder) -> Pack:
+    """The beginnings of a pack's first documents that have something to score, groups whole."""
+    read = {window.example for window in encoder.plan}
+    examples = [e for number, e in enumerate(encoder.pack.examples) if number in read]
+    few = replace(encoder.pack, examples=examples).limit(SAMPLE)
+    cut = [replace(e, text=e.text[:LETTERS]) if e.scored is None else e for e in few.examples]
+    return replace(few, examples=cut)
 
 
 def _sizes(result: Result) -> Iterator[tuple[str, float]]:
@@ -132,8 +144,20 @@ class Patient:
     pair: ModelPair
     packs: Sequence[Pack]
     encoders: Sequence[Encoder]
-    frame: Frame
     allow_identical: bool
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The beginnings of a few documents of the first pack, as both models see them."""
+        few = self.pair.encoder(_few(self.encoders[0]), min(self.encoders[0].length, TOKENS))
+        windows = few.plan[:SAMPLE]
+        while True:
+            try:
+                return self.pair.frame(few, windows)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or len(windows) == 1:
+                    raise
+            windows = windows[: len(windows) // 2]
 
     def source(self, side: str) -> dict[str, Any]:
         """What is known of where a model came from."""
@@ -147,12 +171,17 @@ def examine(
     allow_identical: bool = False,
     length: int | None = None,
 ) -> list[Check]:
-    """Every gate, in order; none is left out because another failed."""
+    """Every gate, in order; where a weight is not finite that one alone, for no other can be asked.
+
+    Raises:
+        DriftlensError: A model gives numbers that are not finite; says which layer and document.
+    """
     encoders = [pair.encoder(pack, length) for pack in packs]
-    few = pair.encoder(packs[0].limit(SAMPLE), min(length or TOKENS, TOKENS))
-    frame = pair.frame(few, few.plan[:SAMPLE], Wants(frozenset({"out"}), None))
-    patient = Patient(pair, packs, encoders, frame, allow_identical)
-    return [gate(patient) for gate in GATES]
+    patient = Patient(pair, packs, encoders, allow_identical)
+    weights = _weights(patient)
+    if weights.status == "fail":
+        return [weights]
+    return [weights, *(gate(patient) for gate in GATES)]
 
 
 def require(checks: Sequence[Check]) -> None:
@@ -164,7 +193,8 @@ def require(checks: Sequence[Check]) -> None:
     for check in checks:
         remedy = REMEDIES.get(check.name)
         if check.status == "fail" and remedy:
-            raise DriftlensError(f"the gate “{check.name}” to pass", found=check.detail, remedy=remedy)
+            gate = f"the gate “{check.name}” to pass"
+            raise DriftlensError(gate, found=check.detail, remedy=remedy)
 
 
 REMEDIES = {
@@ -173,16 +203,24 @@ REMEDIES = {
 }
 """Gates without which there is no report, and what to do."""
 
+RESIDUAL = "residual stream"
+"""The gate without which a model cannot be resumed at a block."""
+
+
+def resumable(checks: Sequence[Check]) -> bool:
+    """Whether nothing was found against resuming a model at a block, as the layer sweep does."""
+    return all(check.status == "pass" for check in checks if check.name == RESIDUAL)
+
 
 def _differ(patient: Patient) -> Check:
     name, pair = "the models differ", patient.pair
-    apart = (patient.frame.base.predictors != patient.frame.aligned.predictors).any()
+    apart = not torch.equal(patient.frame.base.predictors, patient.frame.aligned.predictors)
     ours, theirs = (patient.source(side).get("sha256") for side in ("base", "aligned"))
     if pair.base is pair.aligned or (ours is not None and ours == theirs):
         return _identical(patient, name, "every weight is the same")
-    if "adapter_of" in patient.source("aligned") and not bool(apart):
+    if "adapter_of" in patient.source("aligned") and not apart:
         return _identical(patient, name, "the adapter changes nothing (is lora_B zero?)")
-    if not bool(apart):
+    if not apart:
         return Check(name, "warn", "weights differ, but no activation on the first texts does")
     return Check(name, "pass", "weights and activations differ")
 
@@ -198,9 +236,10 @@ def _shapes(patient: Patient) -> Check:
 
 def _dtypes(patient: Patient) -> Check:
     ours, theirs = (patient.source(side).get("dtype", "unknown") for side in ("base", "aligned"))
-    status = "pass" if ours == theirs and ours in ("float32", "float64") else "warn"
     detail = f"both {ours}" if ours == theirs else f"{ours} and {theirs}"
-    return Check("dtype", status, detail + ("" if status == "pass" else "; see the noise floor"))
+    if ours == theirs and ours in ("float32", "float64"):
+        return Check("dtype", "pass", detail)
+    return Check("dtype", "warn", f"{detail}; see the noise floor")
 
 
 def _weights(patient: Patient) -> Check:
@@ -212,9 +251,9 @@ def _weights(patient: Patient) -> Check:
 
 
 def _logits(patient: Patient) -> Check:
-    base, aligned = patient.frame.likelihoods
-    fine = bool(base.isfinite().all() and aligned.isfinite().all())
-    return Check("finite logits", "pass" if fine else "fail", "on the first texts")
+    # What is not finite has raised by now, with its model, layer and document.
+    count = len(patient.frame.likelihoods[0])
+    return Check("finite logits", "pass", f"on the first {count} scored tokens")
 
 
 def _tokens(patient: Patient) -> Check:
@@ -255,9 +294,9 @@ def _begin(patient: Patient) -> Check:
         ids = tokenizer("a", verbose=False)["input_ids"]
         count = ids[:2].count(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else 0
         said.append(("adds none", "adds one", "adds two")[count])
-    status = "pass" if said[0] == said[1] != "adds two" else "warn"
+    fine = said[0] == said[1] != "adds two"
     detail = f"base {said[0]}, aligned {said[1]}"
-    return Check("beginning-of-text token", status, detail)
+    return Check("beginning-of-text token", "pass" if fine else "warn", detail)
 
 
 def _template(patient: Patient) -> Check:
@@ -273,7 +312,7 @@ def _template(patient: Patient) -> Check:
 
 
 def _documents(patient: Patient) -> Check:
-    said, status = [], "pass"
+    said, skipped = [], 0
     for pack, encoder in zip(patient.packs, patient.encoders, strict=True):
         notes = [f"{len(pack.examples)} documents, {encoder.tokens} tokens"]
         if encoder.windowed:
@@ -282,80 +321,85 @@ def _documents(patient: Patient) -> Check:
                 "overlap by half, each token counted once"
             )
         if encoder.skipped:
-            status = "warn"
+            skipped += encoder.skipped
             notes.append(f"{encoder.skipped} left out, with no token to score")
         said.append(f"{pack.name}: {', '.join(notes)}")
-    return Check("documents", status, "; ".join(said))
+    return Check("documents", "warn" if skipped else "pass", "; ".join(said))
 
 
 def _padding(patient: Patient) -> Check:
-    name, pair = "padding", patient.pair
-    if not pair.base.causal:
+    name, frame = "padding", patient.frame
+    if not patient.pair.base.causal:
         return Check(name, "skip", "masked models are always padded on the right")
     worst = max(
-        _moved(model, trace.predictors, model.trace(trace.batch.to("cpu").padded_left()).predictors, trace)
+        _moved(frame, model, trace, model.trace(trace.batch.to("cpu").padded_left()).predictors)
         for model, trace in _both(patient)
     )
     return _within(name, patient, worst, "left instead of right padding")
 
 
 def _batching(patient: Patient) -> Check:
+    frame = patient.frame
     worst = max(
-        _moved(model, trace.predictors, Alone(model).trace(trace.batch).predictors, trace)
+        _moved(frame, model, trace, Alone(model).trace(trace.batch).predictors)
         for model, trace in _both(patient)
     )
     return _within("batching", patient, worst, "every text alone instead of in a batch")
 
 
 def _residual(patient: Patient) -> Check:
-    name, pair = "residual stream", patient.pair
-    if not pair.base.causal:
-        return Check(name, "skip", "masked models are not resumed at a block")
-    middle = Site(pair.depth // 2 - 1) if pair.depth > 1 else EMBED
-    layer = pair.depth // 2 - 1 if pair.depth > 1 else -1
-    worst = max(
-        _moved(
-            model,
-            trace.predictors,
-            model.resume(trace.batch, layer, trace.activations[middle]),
-            trace,
-        )
-        for model, trace in _both(patient)
-    )
-    check = _within(name, patient, worst, f"resuming from {middle} on the stream alone")
+    if not patient.pair.base.causal:
+        return Check(RESIDUAL, "skip", f"masked models are not resumed at a block; {LEFT_OUT}")
+    try:
+        worst = max(_resumed(patient.frame, model, trace) for model, trace in _both(patient))
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        # Whatever a block says when it misses what an earlier one would have left.
+        if out_of_memory(error):
+            raise
+        said = f"a model cannot be resumed at a block ({type(error).__name__}: {error})"
+        return Check(RESIDUAL, "warn", f"{said}; {LEFT_OUT}")
+    check = _within(RESIDUAL, patient, worst, "resuming at each block on the stream alone")
+    if check.status != "pass":
+        return replace(check, detail=f"{check.detail}; {LEFT_OUT}")
     held = all(getattr(model, "residual_identity", True) for model, _ in _both(patient))
     said = "stream + attention + MLP = stream" if held else "blocks add to the stream otherwise"
-    return Check(name, check.status, f"{check.detail}; {said}")
+    return replace(check, detail=f"{check.detail}; {said}")
 
 
-def _both(patient: Patient) -> tuple:
+LEFT_OUT = "forgetting by layer is left out"
+
+
+def _resumed(frame: Frame, model: Model, trace: Trace) -> float:
+    """How far the longest text's log-probabilities move at most, resumed at any block."""
+    row = trace.batch.row(int(trace.batch.mask.sum(1).argmax()))
+    whole = model.trace(row, Wants(frozenset({"out"}), None))
+    return max(
+        _moved(frame, model, whole, model.resume(row, layer, whole.activations[site]))
+        for layer, site in enumerate([EMBED, *map(Site, range(model.depth - 1))], -1)
+    )
+
+
+def _both(patient: Patient) -> Sequence[tuple[Model, Trace]]:
     frame, pair = patient.frame, patient.pair
     return ((pair.base, frame.base), (pair.aligned, frame.aligned))
 
 
-def _moved(model: Model, before: torch.Tensor, after: torch.Tensor, trace: Any) -> float:
-    """How far the log-probabilities of the targets moved at most, in nats."""
-    targets = trace.batch.targets[:, None]
-    logprobs = [
-        model.readout(states).float().log_softmax(-1).gather(-1, targets)
-        for states in (before, after)
-    ]
-    return float((logprobs[0] - logprobs[1]).abs().max())
+def _moved(frame: Frame, model: Model, trace: Trace, after: torch.Tensor) -> float:
+    """How far the log-probabilities of what is scored moved at most, in nats."""
+    ours, theirs = (frame.likelihood_of(model, trace, p) for p in (trace.predictors, after))
+    return float((ours - theirs).abs().max())
 
 
 def _within(name: str, patient: Patient, worst: float, what: str) -> Check:
     tolerance = TOLERANCE.get(patient.source("base").get("dtype", "float32"), 1e-3)
-    status = "pass" if worst <= tolerance else "warn"
-    return Check(
-        name, status, f"{what} moves a token by at most {worst:.1e} nats (tolerance {tolerance:g})"
-    )
+    detail = f"{what} moves a token by at most {worst:.1e} nats (tolerance {tolerance:g})"
+    return Check(name, "pass" if worst <= tolerance else "warn", detail)
 
 
 GATES: Sequence[Callable[[Patient], Check]] = (
     _differ,
     _shapes,
     _dtypes,
-    _weights,
     _logits,
     _tokens,
     _vocabulary,

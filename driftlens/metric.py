@@ -140,7 +140,8 @@ def measure(
     seen = sum(map(len, batches[:done]))
     for number, windows in enumerate(batches[done:], done + 1):
         # Parts are made first and merged last, so that a failure leaves every metric whole.
-        for metric, part in zip(metrics, _look(pair, encoder, windows, metrics, wants), strict=True):
+        parts = _look(pair, encoder, windows, metrics, wants)
+        for metric, part in zip(metrics, parts, strict=True):
             metric.merge(part)
         seen += len(windows)
         if checkpoint is not None:
@@ -172,7 +173,7 @@ def _look(
             part.update(frame)
         return parts
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         if len(windows) == 1:
             raise DriftlensError(
@@ -189,9 +190,14 @@ def _look(
     return [a.merge(b) for a, b in zip(left, right, strict=True)]
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, on whatever device."""
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "can't allocate memory" in str(error)
+    return named or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""What the CPU's allocator, Apple's and cuBLAS say of it in a plain RuntimeError."""
 
 
 def _check(pair: ModelPair, pack: Pack, encoder: Encoder, wants: Wants) -> None:

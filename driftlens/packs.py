@@ -10,6 +10,7 @@ import io
 import json
 import sys
 import tomllib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from .errors import DriftlensError, LoadError
 
 KINDS = ("text", "stereotype")
 """The kinds of pack that this version can ask about."""
+
+ROLES = ("stereotype", "anti_stereotype", "unrelated")
+"""What the sentences of a group in a stereotype pack can be to it."""
 
 STANDARD = ("world", "everyday", "stereotypes")
 """The shipped packs that a report takes when none is named."""
@@ -37,7 +41,7 @@ class Example:
     """Examples of one group belong together (the three of a triple) and are resampled as one."""
 
     role: str = ""
-    """What this example is to its group: "stereotype", "anti_stereotype", "unrelated"."""
+    """What this example is to its group: one of `ROLES`."""
 
     topic: str = ""
     """A label by which results are broken down."""
@@ -76,24 +80,26 @@ class Pack:
             raise DriftlensError(
                 "a limit of at least 1 example", found=str(count), remedy="Give --limit 1 or more."
             )
-        last = self.examples[count - 1].group
-        while last is not None and count < len(self.examples) and self.examples[count].group == last:
+        examples = self.examples
+        last = examples[count - 1].group
+        while last is not None and count < len(examples) and examples[count].group == last:
             count += 1
-        return Pack(self.name, self.kind, self.examples[:count], self.card)
+        return Pack(self.name, self.kind, examples[:count], self.card)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Pack":
         """Read the pack that lies in `folder`, or the one that ships under that name.
 
         Raises:
-            DriftlensError: No such pack, a card or a line that cannot be read, or a kind that
-                this version does not know.
+            DriftlensError: No such pack, a card or a line that cannot be read, a kind that this
+                version does not know, or examples that are not those of the card.
         """
         folder = _find(Path(folder))
-        card = _card(folder / "card.toml")
+        card, body = _card(folder / "card.toml"), _bytes(folder / "examples.jsonl")
         name = f"{folder.name}/examples.jsonl"
-        records = _json_lines(name, _text(name, (folder / "examples.jsonl").read_bytes()))
-        examples = [_example(name, line, record) for line, record in records]
+        _refuse_other_examples(name, card, body)
+        records = _json_lines(name, _text(name, body))
+        examples = [_example(where, record) for where, record in records]
         return _checked(cls(folder.name, card["kind"], examples, card))
 
     @classmethod
@@ -102,28 +108,24 @@ class Pack:
 
         Plain text is cut into documents at blank lines. A JSONL or Parquet row holds a `text`
         (and may hold `scored`, `group`, `role`, `topic`), or a StereoSet triple (`stereotype`,
-        `anti_stereotype`, `unrelated`), or a CrowS-Pairs pair (`sent_more`, `sent_less`).
+        `anti_stereotype`, `unrelated`), or a CrowS-Pairs pair (`sent_more`, `sent_less`). What
+        a file holds is told by its name; of standard input, by how it begins.
 
         Raises:
             LoadError: The file is missing or cannot be read.
             DriftlensError: It is empty, binary, not UTF-8, or a line or field of it is broken.
         """
-        path = Path(file)
-        name = name or ("stdin" if str(file) == "-" else path.name.split(".")[0])
-        suffixes = [s for s in path.suffixes if s != ".gz"]
-        if suffixes[-1:] == [".parquet"]:
-            records = _parquet(path)
-        else:
-            text = _text(str(file), _bytes(file))
-            if suffixes[-1:] not in ([".jsonl"], [".json"], [".ndjson"]):
-                return _checked(cls(name, "text", _paragraphs(text)))
-            records = _json_lines(str(file), text)
-        kind, examples = "text", []
-        for line, record in records:
-            triple = _stereotype(line, record)
-            kind = "stereotype" if triple else kind
-            examples += triple or [_example(str(file), line, record)]
-        return _checked(cls(name, kind, examples))
+        file, raw = str(file), _bytes(file)
+        name, form = name or _named(file), _form(file, raw)
+        if form == "plain":
+            return _checked(cls(name, "text", _paragraphs(_text(file, raw))))
+        table = form == "parquet"
+        rows = [*(_parquet(file, raw) if table else _json_lines(file, _text(file, raw)))]
+        kind = _kind(rows)
+        if kind == "text":
+            return _checked(cls(name, kind, [_example(*row) for row in rows]))
+        groups = (_stereotype(number, *row) for number, row in enumerate(rows))
+        return _checked(cls(name, kind, [example for group in groups for example in group]))
 
 
 def shipped() -> Path:
@@ -150,7 +152,29 @@ def _checked(pack: Pack) -> Pack:
             found=f"{pack.name} without any",
             remedy="Give a file with at least one line of text.",
         )
+    if pack.kind == "stereotype":
+        _check_groups(pack)
     return pack
+
+
+def _check_groups(pack: Pack) -> None:
+    """Raise unless some group has both sides, and each at most one sentence of each role."""
+    roles: dict[object, list[str]] = {}
+    for example in pack.examples:
+        roles.setdefault(example.group, []).append(example.role)
+    for group, held in roles.items():
+        if len(set(held)) < len(held) or not set(held) <= set(ROLES):
+            raise DriftlensError(
+                f"one sentence a role in each group of {pack.name}, of {', '.join(ROLES)}",
+                found=f"{', '.join(role or 'no role' for role in held)} in group {group!r}",
+                remedy="Give each triple a `group` of its own, and each sentence its `role`.",
+            )
+    if not any({"stereotype", "anti_stereotype"} <= set(held) for held in roles.values()):
+        raise DriftlensError(
+            f"a stereotype and its opposite in a group of {pack.name}",
+            found="no group with both",
+            remedy="Give the sentences that belong together the same `group`.",
+        )
 
 
 def _find(folder: Path) -> Path:
@@ -171,7 +195,7 @@ def _card(path: Path) -> dict[str, Any]:
         raise DriftlensError(
             "a card in TOML", found=f"{path.name} of {path.parent.name}: {error}", remedy="Mend it."
         ) from None
-    if "kind" not in card:
+    if not isinstance(card.get("kind"), str):
         raise DriftlensError(
             "a card that names its kind",
             found=f"{path.parent.name}/card.toml without one",
@@ -180,11 +204,42 @@ def _card(path: Path) -> dict[str, Any]:
     return card
 
 
+def _refuse_other_examples(name: str, card: Mapping[str, Any], body: bytes) -> None:
+    """Raise if the card tells of other examples than these."""
+    found = hashlib.sha256(body).hexdigest()
+    if card.get("sha256", found) != found:
+        raise DriftlensError(
+            f"{name} with the sha256 that its card names, {str(card['sha256'])[:12]}…",
+            found=f"{found[:12]}…",
+            remedy="Restore the examples, or write their own sha256 into the card.",
+        )
+
+
+def _named(file: str) -> str:
+    """What a pack read from `file` is called: the file's name without what tells its form."""
+    return "stdin" if file == "-" else Path(file.removesuffix(".gz")).stem
+
+
+def _form(file: str, raw: bytes) -> str:
+    """Whether a file holds `plain` text, `jsonl` or `parquet`."""
+    suffix = Path(file.removesuffix(".gz")).suffix
+    if suffix == ".parquet" or (file == "-" and raw[:4] == b"PAR1"):
+        return "parquet"
+    begins_so = file == "-" and raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:2] in (b'{"', b"{ ")
+    return "jsonl" if begins_so or suffix in (".jsonl", ".json", ".ndjson") else "plain"
+
+
 def _bytes(file: str | Path) -> bytes:
     try:
         raw = sys.stdin.buffer.read() if str(file) == "-" else Path(file).read_bytes()
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+    except IsADirectoryError:
+        raise LoadError(
+            f"a file at {file}",
+            found="a folder",
+            remedy="Give a file with --text, or the folder of a pack with --pack.",
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
         raise LoadError(
             f"a readable file at {file}",
             found=getattr(error, "strerror", None) or str(error),
@@ -211,8 +266,10 @@ def _text(name: str, raw: bytes) -> str:
 
 
 def _paragraphs(text: str) -> list[Example]:
-    examples, lines = [], []
-    for line in [*text.splitlines(), ""]:
+    examples: list[Example] = []
+    lines: list[str] = []
+    # Not splitlines: form feeds and the like are characters of the text.
+    for line in [*text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), ""]:
         if line.strip():
             lines.append(line)
         elif lines:
@@ -228,10 +285,11 @@ def _json_lines(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"line {number} of {name}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise DriftlensError(
                 f"JSON on {where}",
-                found=f"{error.msg} at column {error.colno}",
+                found=f"{getattr(error, 'msg', error)}{column}",
                 remedy="Each line must be one JSON object.",
             ) from None
         if not isinstance(record, dict):
@@ -243,76 +301,119 @@ def _json_lines(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(file: str, raw: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowInvalid) as error:
+        rows = parquet.ParquetFile(io.BytesIO(raw)).read().to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
         raise LoadError(
-            f"a Parquet file at {path}",
+            f"a Parquet file at {file}",
             found=str(error).splitlines()[0],
             remedy="Check the path and the format.",
         ) from None
-    for number, row in enumerate(rows):
-        yield f"row {number} of {path}", {k: v for k, v in row.items() if v is not None}
+    for number, row in enumerate(rows, 1):
+        yield f"row {number} of {file}", {k: v for k, v in row.items() if v is not None}
 
 
-def _example(name: str, where: str, record: dict[str, Any]) -> Example:
-    text = record.get("text")
-    if not isinstance(text, str):
-        raise DriftlensError(
-            f"a field `text` with a string on {where}",
-            found=f"fields {', '.join(record) or 'none'}" if text is None else type(text).__name__,
-            remedy="Rename the field that holds the text, or give the file as plain text.",
-        )
+LAYOUTS = {
+    ("text",): "text",
+    ROLES: "stereotype",
+    ("sent_more", "sent_less"): "stereotype",
+}
+"""Fields by which a row is known, and the kind of pack that such rows make."""
+
+
+def _kind(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The kind of pack that the rows of a file make; all must be of the first one's layout."""
+    first = None
+    for where, record in rows:
+        fields = next((fields for fields in LAYOUTS if set(fields) <= record.keys()), None)
+        if fields is None or fields != (first or fields):
+            wanted = [first] if first else LAYOUTS
+            raise DriftlensError(
+                f"{' or '.join(', '.join(f'`{n}`' for n in names) for names in wanted)} on {where}"
+                + (", as on the rows before" if first else ""),
+                found=f"fields {', '.join(map(repr, record)) or 'none'}",
+                remedy="Rename the fields, or put rows of another layout into a file of their own.",
+            )
+        first = fields
+    return LAYOUTS[first] if first else "text"
+
+
+def _example(where: str, record: Mapping[str, Any]) -> Example:
+    text = _string(where, record, "text")
+    group = record.get("group")
+    if group is not None and type(group) not in (int, str):
+        raise _wrong(where, "group", "a string or a whole number", group)
     return Example(
         text,
         _scored(where, record.get("scored"), text),
-        record.get("group"),
-        str(record.get("role", "")),
-        str(record.get("topic", "")),
+        group,
+        _string(where, record, "role", ""),
+        _string(where, record, "topic", ""),
+    )
+
+
+def _string(where: str, record: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    """A field that is a string; one that is absent or null is `default`, if there is one."""
+    text = record.get(name)
+    if text is None and default is not None:
+        return default
+    if not isinstance(text, str):
+        if name in record:
+            raise _wrong(where, name, "a string", text)
+        raise DriftlensError(
+            f"a field `{name}` on {where}",
+            found=f"fields {', '.join(map(repr, record)) or 'none'}",
+            remedy="Rename the field that holds it.",
+        )
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DriftlensError(
+            f"`{name}` in valid Unicode on {where}",
+            found="half a surrogate pair",
+            remedy="Write such characters whole, or leave them out.",
+        )
+    return text
+
+
+def _wrong(where: str, name: str, wanted: str, found: object) -> DriftlensError:
+    kind = {type(None): "null", dict: "an object", list: "a list", bool: "true or false"}
+    return DriftlensError(
+        f"`{name}` to be {wanted} on {where}",
+        found=kind.get(type(found)) or f"{found!r}",
+        remedy="Mend that line.",
     )
 
 
 def _scored(where: str, span: Any, text: str) -> tuple[int, int] | None:
     if span is None:
         return None
-    try:
-        first, last = (int(end) for end in span)
-    except (TypeError, ValueError):
-        first, last = -1, -1
-    if not 0 <= first < last <= len(text):
+    whole = isinstance(span, list) and [type(end) for end in span] == [int, int]
+    if not whole or not 0 <= span[0] < span[1] <= len(text):
         raise DriftlensError(
             f"`scored` as [first, last] characters of the text on {where}",
             found=f"{span!r} of a text of {len(text)} characters",
             remedy="Count from 0, with the last one excluded.",
         )
-    return first, last
+    return span[0], span[1]
 
 
-def _stereotype(where: str, record: dict[str, Any]) -> list[Example]:
-    """The examples of a StereoSet or CrowS-Pairs row, or none if it is neither."""
-    if {"stereotype", "anti_stereotype", "unrelated"} <= record.keys():
-        roles = ("stereotype", "anti_stereotype", "unrelated")
-        fields: Sequence[str] = roles
-    elif {"sent_more", "sent_less"} <= record.keys():
-        roles, fields = ("stereotype", "anti_stereotype"), ("sent_more", "sent_less")
-    else:
-        return []
+def _stereotype(number: int, where: str, record: Mapping[str, Any]) -> list[Example]:
+    """The examples of a StereoSet triple or a CrowS-Pairs pair."""
+    names = ROLES if "unrelated" in record else ("sent_more", "sent_less")
     # Of an inter-sentence item only the second sentence is scored, given the first.
-    context = record.get("context", "") if record.get("task") == "intersentence" else ""
+    second = record.get("task") == "intersentence"
+    context = _string(where, record, "context", "") if second else ""
     lead = f"{context} " if context else ""
-    topic = str(record.get("target") or record.get("bias_type") or "")
-    group = str(record.get("id", where))
-    return [
-        Example(
-            lead + record[name],
-            (len(lead), len(lead) + len(record[name])) if lead else None,
-            group,
-            role,
-            topic,
-        )
-        for role, name in zip(roles, fields, strict=True)
-    ]
+    topic = _string(where, record, "target", "") or _string(where, record, "bias_type", "")
+    examples = []
+    for role, name in zip(ROLES, names, strict=False):
+        text = _string(where, record, name)
+        if not text.strip():
+            raise _wrong(where, name, "a sentence", text)
+        scored = (len(lead), len(lead) + len(text)) if lead else None
+        # The row itself is the group: published ids are not always there, nor always unique.
+        examples.append(Example(lead + text, scored, number, role, topic))
+    return examples

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,38 @@ class Partial:
 
     Args:
         out: Where the report will stand.
-        run: What the run depends on; another run's work is never taken up.
         resume: Whether to take up what an earlier run left.
 
     Raises:
-        DriftlensError: There is nothing to resume, it is of another run, or no room to write.
+        DriftlensError: There is nothing to resume.
     """
 
-    def __init__(self, out: Path, run: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(self, out: Path, *, resume: bool = False) -> None:
         self.folder = out.resolve().parent / f".{out.resolve().name}.partial"
+        self.resume = resume
         self.stopping = False
         """Set to stop after the batch in hand."""
+        self._made = [parent for parent in self.folder.parents if not parent.exists()]
+        if resume and not (self.folder / "run.json").exists():
+            raise DriftlensError(
+                "an unfinished run to resume",
+                found=f"none at {self.folder}",
+                remedy="Leave out --resume to begin one.",
+            )
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Make room, or take up the work of the same run.
+
+        Args:
+            run: What the run depends on; another run's work is never taken up.
+
+        Raises:
+            DriftlensError: What was left is of another run, or there is no room to write.
+        """
         run = json.loads(json.dumps(run))
         with writable(self.folder):
-            if resume:
-                self._same(run)
+            if self.resume:
+                self._refuse_another(run)
             elif self.folder.exists():
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,14 +84,16 @@ class Partial:
     def remove(self) -> None:
         """Forget it all."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self._made:
+            with suppress(OSError):
+                parent.rmdir()
 
-    def _same(self, run: Mapping[str, Any]) -> None:
-        if not (self.folder / "run.json").exists():
-            raise DriftlensError(
-                "an unfinished run to resume",
-                found=f"none at {self.folder}",
-                remedy="Leave out --resume to begin one.",
-            )
+    def tidy(self) -> None:
+        """Forget a run of which nothing was kept."""
+        if [path.name for path in self.folder.glob("*")] == ["run.json"]:
+            self.remove()
+
+    def _refuse_another(self, run: Mapping[str, Any]) -> None:
         kept = read_json(self.folder / "run.json")
         changed = [name for name in {**kept, **run} if kept.get(name) != run.get(name)]
         if changed:
@@ -117,7 +137,7 @@ class Batches:
             return
         every = states()
         arrays = {
-            f"{number}:{key}": np.ascontiguousarray(array)
+            f"{number}:{key}": np.asarray(array, order="C")
             for number, state in enumerate(every)
             for key, array in state.items()
         }

@@ -14,12 +14,13 @@ from .diagnostics import (
     TokenKinds,
     TokenLayers,
 )
-from .doctor import Floors, noise_floor
+from .doctor import Floors, noise_floor, resumable
 from .metric import Metric, measure
 from .models import ModelPair
+from .models.tokens import Encoder
 from .packs import Pack
 from .partial import Partial
-from .results import Result
+from .results import Check, Result
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def examine(
     packs: Sequence[Pack],
     options: Options = Options(),
     *,
+    checks: Sequence[Check] = (),
     partial: Partial | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Result]:
@@ -65,34 +67,43 @@ def examine(
         pair: The two models.
         packs: What to show them.
         options: What to ask of the run.
+        checks: The gates that the pair went through; what they say does not hold is left out.
         partial: Where to keep what is done, and to take it up from.
         progress: Told the pack's name, and how many windows of how many are done.
     """
     for number, pack in enumerate(packs):
         results = partial.results(number) if partial else None
         if results is None:
-            results = _examine(pair, pack, options, partial and partial.checkpoint(number), progress)
+            checkpoint = partial.checkpoint(number) if partial else None
+            results = _examine(pair, pack, options, checks, checkpoint, progress)
             if partial:
                 partial.finish(number, results)
         yield from results
 
 
-def applicable(pair: ModelPair, pack: Pack, options: Options) -> list[Metric]:
+def applicable(
+    pair: ModelPair, encoder: Encoder, options: Options, checks: Sequence[Check] = ()
+) -> list[Metric]:
     """The metrics of the plan that can be taken of such a pair and pack."""
-    encoder = pair.encoder(pack, options.length)
+    resumed = pair.base.causal and resumable(checks)
     return [
         metric
-        for metric in PLAN[pack.kind](options)
-        if (pair.base.causal or not metric.wants.causal)
-        and (encoder.same or not metric.wants.same_tokens)
+        for metric in PLAN[encoder.pack.kind](options)
+        if (resumed or not metric.wants.causal) and (encoder.same or not metric.wants.same_tokens)
     ]
 
 
 def _examine(
-    pair: ModelPair, pack: Pack, options: Options, checkpoint: Any, progress: Any
+    pair: ModelPair,
+    pack: Pack,
+    options: Options,
+    checks: Sequence[Check],
+    checkpoint: Any,
+    progress: Any,
 ) -> list[Result]:
-    metrics = applicable(pair, pack, options)
-    floors = noise_floor(pair.base, pack, applicable(pair, pack, options), options.length)
+    encoder = pair.encoder(pack, options.length)
+    floors = noise_floor(pair.base, encoder, applicable(pair, encoder, options, checks))
+    metrics = applicable(pair, encoder, options, checks)
     results = measure(
         pair,
         pack,

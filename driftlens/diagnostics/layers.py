@@ -83,7 +83,7 @@ telescoping sum.
         """The shortest run of stages that carries most of the rise."""
         if not self.above_floor("total") or self.total.value <= 0:
             return ""
-        for length in range(1, len(self.stage) + 1):
+        for length in range(1, len(self.stage)):
             sums = np.convolve(self.of_total, np.ones(length), "valid")
             best = int(sums.argmax())
             if sums[best] >= MOSTLY:
@@ -185,8 +185,8 @@ text whose loss rose most. Each column of the picture adds up to that token's ri
 
     def summary(self) -> str:
         """What is shown."""
-        documents = len(set(self.document.tolist()))
-        return f"The {documents} stretches of text that lost most, layer by layer and token by token."
+        count = len(set(self.document.tolist()))
+        return f"The {count} stretches of text that lost most, layer by layer and token by token."
 
     def figure(self):
         """A map of stages by tokens for the worst stretch."""
@@ -228,20 +228,20 @@ class TokenLayers(Metric[TokenLayersResult]):
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the stages."""
         super().begin(pair, encoder)
-        names = {name: np.int64 for name in ("document", "position")}
+        names = dict.fromkeys(("document", "position"), np.int64)
         shares = {f"share_{stage}": np.float64 for stage in range(pair.depth + 2)}
         order = ("-mean_rise", "document", "position")
         self.worst = Rows(self.tokens, order, {"mean_rise": np.float64, **names, **shares})
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
-        scored = frame.scored
+        scored, windows = frame.scored, _windows(frame)
         shares = (frame.restored.diff(dim=0) - frame.corrupted.diff(dim=0)) / 2
         rise = (frame.likelihoods[0] - frame.likelihoods[1]).numpy()
-        documents, places = np.unique(scored.document, return_inverse=True)
-        means = np.bincount(places, rise, len(documents)) / np.bincount(places, None, len(documents))
+        # By window, which no batch divides, and not by document, which one may.
+        sums, counts = (np.bincount(windows, z, len(frame.windows)) for z in (rise, None))
         self.worst.update(
-            mean_rise=means[places],
+            mean_rise=sums[windows] / counts[windows],
             document=scored.document,
             position=scored.position,
             **{f"share_{stage}": row.numpy() for stage, row in enumerate(shares)},
@@ -263,6 +263,13 @@ class TokenLayers(Metric[TokenLayersResult]):
         )
 
 
+def _windows(frame: Frame) -> np.ndarray:
+    """[scored unit] number of the window that it is read in."""
+    cuts = (frame.encoder.document(w.example).windows[w.number] for w in frame.windows)
+    fresh = [last - first for _, first, last in cuts]
+    return np.repeat(np.arange(len(fresh)), fresh)[frame.units.scored]
+
+
 def _named(stages: np.ndarray) -> str:
     """How a run of stages is called."""
     if len(stages) == 1:
@@ -270,8 +277,7 @@ def _named(stages: np.ndarray) -> str:
         return {"embed": "the embedding", "head": "the head"}.get(stage, f"block {stage}")
     first, last = stages[0], stages[-1]
     if first == "embed":
-        return "the embedding and blocks up to " + str(last) if last != "head" else "all of it"
+        return f"the embedding and blocks up to {last}"
     if last == "head":
         return f"blocks {first} to the head"
     return f"blocks {first}–{last}"
-

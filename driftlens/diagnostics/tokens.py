@@ -154,9 +154,7 @@ class TokenForgetting(Metric[TokenForgettingResult]):
         notes = ()
         if kept < self.rows.seen:
             notes = (f"The first {kept} of {self.rows.seen} tokens are kept one by one.",)
-        return TokenForgettingResult(
-            token=texts, seen=self.rows.seen, notes=notes, **table
-        )
+        return TokenForgettingResult(token=texts, seen=self.rows.seen, notes=notes, **table)
 
 
 @dataclass(frozen=True)
@@ -166,10 +164,10 @@ class TokenKindsResult(Result):
     kind = "token_kinds"
     title = "Forgetting by kind of token"
     how = """
-Each token takes the kind of the word that contains it: number, name (a capitalised word that does \
-not merely begin a sentence), function word, punctuation, code, other word, whitespace, or special. \
-rise = mean rise in loss over the kind's tokens; of_loss = the kind's part of the whole rise. \
-Intervals: 95 % bootstrap over documents.
+Each token takes the kind of the word that contains it: number, name (a capitalised word that \
+does not merely begin a sentence), function word, punctuation, code, other word, whitespace, or \
+special. rise = mean rise in loss over the kind's tokens; of_loss = the kind's part of the whole \
+rise. Intervals: 95 % bootstrap over documents.
 """.strip()
 
     token_kind: np.ndarray = column()
@@ -207,7 +205,7 @@ Intervals: 95 % bootstrap over documents.
         order = np.argsort(-self.of_loss, kind="stable")
         enough = int(np.searchsorted(np.cumsum(self.of_loss[order]), 0.5)) + 1
         names = [_plural(self.token_kind[i]) for i in order[:enough]]
-        return "mostly " + (" and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names))
+        return "mostly " + " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
     def figure(self):
         """Mean rise by kind."""

@@ -1,0 +1,288 @@
+"""A table of metrics, and the laws that each of them obeys."""
+
+from dataclasses import fields, replace
+from functools import cache, reduce
+from operator import or_
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nets
+from driftlens.diagnostics import (
+    Drift,
+    Forgetting,
+    LayerForgetting,
+    Lens,
+    SelectiveForgetting,
+    TokenForgetting,
+    TokenKinds,
+    TokenLayers,
+)
+from driftlens.metric import measure
+from driftlens.models import Frame, ModelPair, Wants
+from driftlens.packs import Example, Pack
+from driftlens.report import Report
+from driftlens.results import load, same, save
+
+METRICS = {
+    "text": [
+        Drift,
+        Lens,
+        Forgetting,
+        LayerForgetting,
+        TokenForgetting,
+        TokenKinds,
+        TokenLayers,
+    ],
+    "stereotype": [SelectiveForgetting],
+}
+EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
+LENGTH = 24
+"""Shorter than most texts, so that the laws hold of documents read in windows too."""
+
+SUMMED = 2e-5
+"""Sums are in float64, but the products behind CKA and Procrustes in float32."""
+
+ROUNDED = 2e-4
+"""Another batch rounds logits otherwise in float32, and a row's numbers by as much."""
+
+TRIPLES = [
+    ("Mira of Kestby is ", ("kind.", "cruel.", "seven.")),
+    ("The baker from Tolmar sells ", ("bread.", "stones.", "yesterday.")),
+    ("People say that sailors ", ("swim.", "sink.", "oblong.")),
+    ("A teacher is never ", ("late.", "early.", "Drift.")),
+]
+ROLES = ("stereotype", "anti_stereotype", "unrelated")
+
+
+@cache
+def pack(kind):
+    if kind == "text":
+        return nets.pack(nets.TEXTS)
+    examples = [
+        Example(lead + end, None, group, role, topic=str(group % 2))
+        for group, (lead, ends) in enumerate(TRIPLES)
+        for role, end in zip(ROLES, ends, strict=True)
+    ]
+    return Pack("triples", "stereotype", examples)
+
+
+@cache
+def pair():
+    return nets.pair("llama")
+
+
+@cache
+def frames(kind, rows=2, of=pair):
+    wants = reduce(or_, (make().wants for make in METRICS[kind]), Wants())
+    return tuple(of().frames(pack(kind), wants, rows=rows, length=LENGTH))
+
+
+def itself():
+    return ModelPair(pair().base, pair().base)
+
+
+def exchanged():
+    return ModelPair(pair().aligned, pair().base)
+
+
+def begun(make, kind, of=pair):
+    metric = make()
+    metric.begin(of(), of().encoder(pack(kind), LENGTH))
+    return metric
+
+
+def after(metric, some):
+    for frame in some:
+        metric.update(frame)
+    return metric
+
+
+def result(make, kind, rows=2, of=pair):
+    return after(begun(make, kind, of), frames(kind, rows, of)).compute()
+
+
+def close(a, b, atol):
+    for field in fields(a):
+        if field.metadata.get("role"):
+            left, right = (np.asarray(getattr(z, field.name)) for z in (a, b))
+            if left.dtype.kind in "iufb":
+                np.testing.assert_allclose(left, right, atol=atol, rtol=atol, err_msg=field.name)
+            else:
+                np.testing.assert_array_equal(left, right, err_msg=field.name)
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_parts_merge_into_the_whole_however_the_stream_is_split(make, kind, data):
+    some = frames(kind)
+    parts = [begun(make, kind) for _ in range(3)]
+    for frame in data.draw(st.permutations(some)):
+        data.draw(st.sampled_from(parts)).update(frame)
+    close(reduce(lambda a, b: a.merge(b), parts).compute(), result(make, kind), SUMMED)
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_merging_leaves_the_other_as_it_is(make, kind):
+    first, *rest = frames(kind)
+    left, right = after(begun(make, kind), [first]), after(begun(make, kind), rest)
+    before = right.compute()
+    left.merge(right)
+    left.merge(right)
+    after(left, rest)
+    assert same(right.compute(), before)
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_an_empty_metric_adds_nothing_and_shares_nothing(make, kind):
+    metric = after(begun(make, kind), frames(kind))
+    before = metric.compute()
+    empty = metric.empty()
+    metric.merge(empty)
+    assert same(metric.compute(), before)
+    after(empty, frames(kind)[:1])
+    assert same(metric.compute(), before)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_batch_size_and_padding_do_not_matter(make, kind, rows):
+    close(result(make, kind, rows), result(make, kind), ROUNDED)
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_the_side_of_the_padding_does_not_matter(make, kind):
+    wants = make().wants
+    left = begun(make, kind)
+    for frame in frames(kind, 5):
+        base, aligned = (
+            model.trace(trace.batch.padded_left(), wants)
+            for model, trace in ((pair().base, frame.base), (pair().aligned, frame.aligned))
+        )
+        left.update(Frame(pair(), frame.encoder, frame.windows, frame.units, base, aligned))
+    close(left.compute(), result(make, kind), ROUNDED)
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_the_order_of_the_documents_does_not_matter(make, kind):
+    backwards = after(begun(make, kind), reversed(frames(kind)))
+    close(backwards.compute(), result(make, kind), SUMMED)
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_compute_changes_nothing_and_may_be_called_at_any_time(make, kind):
+    metric = begun(make, kind)
+    metric.compute()
+    for frame in frames(kind):
+        metric.update(frame)
+        assert same(metric.compute(), metric.compute())
+    assert same(metric.compute(), result(make, kind))
+
+
+ONE_OF_ITSELF = ("cka", "cka_with_first", "biased_cka", "perplexity_ratio")
+ZERO_OF_ITSELF = (
+    "residual",
+    "residual_backward",
+    "worse_share",
+    "group_worse_share",
+    "share_backward",
+    "relative_l2_with_first",
+    "cosine_with_first",
+    "procrustes_with_first",
+)
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_a_model_has_not_drifted_from_itself(make, kind):
+    found = result(make, kind, of=itself)
+    names = {field.name for field in fields(found)}
+    zeros = {*getattr(found, "near_zero", ()), *ZERO_OF_ITSELF, "share"} & names
+    assert zeros
+    for name in zeros:
+        # Attention and MLP have no CKA with the first token, and say so with NaN.
+        rows = np.ravel(getattr(found, name))
+        assert (rows[~np.isnan(rows)] == 0).all(), name
+    for name in names & set(ONE_OF_ITSELF):
+        rows = np.ravel(getattr(found, name))
+        assert (rows[~np.isnan(rows)] == 1).all(), name
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_a_run_taken_up_from_its_state_ends_in_the_same_bits(make, kind):
+    first, *rest = frames(kind)
+    half = after(begun(make, kind), [first])
+    taken_up = begun(make, kind).restore(half.state())
+    assert same(taken_up.compute(), half.compute())
+    assert same(after(taken_up, rest).compute(), after(half, rest).compute())
+
+
+@pytest.mark.parametrize("of", [pair, itself])
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_a_result_survives_the_store(make, kind, of, tmp_path):
+    found = replace(result(make, kind, of=of), pack=pack(kind).name)
+    assert same(load(save(found, tmp_path / "alone")), found)
+    Report("base → aligned", [found]).write(tmp_path / "report", formats={"json", "parquet"})
+    assert same(Report.read(tmp_path / "report").results[0], found)
+
+
+@pytest.mark.parametrize("of", [pair, itself])
+def test_every_result_says_what_it_found_and_is_drawn(of, tmp_path):
+    found = [result(make, kind, of=of) for make, kind in EVERY]
+    assert all(one.summary().endswith(".") for one in found)
+    Report("base → aligned", found).write(tmp_path / "report")
+
+
+def test_measuring_is_feeding_every_metric_every_frame():
+    makers = METRICS["text"]
+    results = measure(pair(), pack("text"), [make() for make in makers], rows=2, length=LENGTH)
+    for make, found in zip(makers, results, strict=True):
+        assert same(found, replace(result(make, "text"), pack="texts"))
+
+
+@pytest.mark.parametrize("tokens", [30, 4096])
+def test_batches_by_tokens_give_what_batches_by_rows_give(tokens):
+    metrics = [make() for make in METRICS["text"]]
+    results = measure(pair(), pack("text"), metrics, tokens=tokens, length=LENGTH)
+    for make, found in zip(METRICS["text"], results, strict=True):
+        close(found, result(make, "text"), ROUNDED)
+
+
+def turned(make, kind):
+    return result(make, kind), result(make, kind, of=exchanged)
+
+
+def test_exchanging_the_models_turns_the_signs_of_forgetting():
+    ours, theirs = turned(Forgetting, "text")
+    assert theirs.loss_rise.value == pytest.approx(-ours.loss_rise.value, abs=1e-12)
+    assert theirs.loss_rise.low == pytest.approx(-ours.loss_rise.high, abs=1e-12)
+    assert theirs.perplexity_ratio.value == pytest.approx(1 / ours.perplexity_ratio.value)
+    assert theirs.kl_base_aligned.value == pytest.approx(ours.kl_aligned_base.value, rel=1e-6)
+    assert theirs.worse_share.value == pytest.approx(1 - ours.worse_share.value)
+    ours, theirs = turned(TokenForgetting, "text")
+    np.testing.assert_array_equal(theirs.rise, -ours.rise)
+    np.testing.assert_array_equal(theirs.base_rank, ours.aligned_rank)
+
+
+def test_exchanging_the_models_turns_the_two_orders_of_the_sweep_into_each_other():
+    ours, theirs = turned(LayerForgetting, "text")
+    assert theirs.total.value == pytest.approx(-ours.total.value, abs=1e-12)
+    np.testing.assert_allclose(theirs.share, -ours.share_backward, atol=1e-12)
+    np.testing.assert_allclose(theirs.share_backward, -ours.share, atol=1e-12)
+
+
+def test_exchanging_the_models_leaves_similarity_as_it_is():
+    ours, theirs = turned(Drift, "text")
+    for name in ("cosine", "cka", "procrustes", "directedness"):
+        left, right = getattr(ours, name), getattr(theirs, name)
+        np.testing.assert_allclose(left, right, atol=SUMMED, err_msg=name)
+
+
+def test_exchanging_the_models_turns_every_part_of_selective_forgetting():
+    ours, theirs = turned(SelectiveForgetting, "stereotype")
+    for name in ("common", "contrast", "unrelated", "log_odds_forgotten"):
+        left, right = getattr(ours, name).value, getattr(theirs, name).value
+        assert right == pytest.approx(-left, abs=1e-12), name
+    assert (theirs.base_ss, theirs.base_icat) == (ours.aligned_ss, ours.aligned_icat)
