@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -305,7 +306,13 @@ def _packs(
 ) -> list["Pack"]:
     from .packs import STANDARD, Pack
 
-    asked = [*map(Pack.read, text or ()), *map(Pack.load, names or ())]
+    # Files of one name in different folders are told apart by their folders.
+    stems = [Path(file).name for file in text or ()]
+    texts = [
+        pack if stems.count(Path(file).name) == 1 else replace(pack, name=_within(file, pack.name))
+        for file, pack in zip(text or (), map(Pack.read, text or ()), strict=True)
+    ]
+    asked = [*texts, *map(Pack.load, names or ())]
     found = [pack.limit(limit) for pack in asked or map(Pack.load, STANDARD)]
     twice = {pack.name for pack in found if sum(p.name == pack.name for p in found) > 1}
     if twice:
@@ -315,6 +322,10 @@ def _packs(
             remedy="Rename a file or leave one out.",
         )
     return found
+
+
+def _within(file: str, name: str) -> str:
+    return f"{Path(file).resolve().parent.name}/{name}"
 
 
 def _load(base: str, aligned: str, quiet: bool, offline: bool, **options: Any) -> "ModelPair":
@@ -571,6 +582,10 @@ def _print_checks(checks: Sequence["Check"]) -> None:
         typer.echo(f"  {check.name}: {check.detail}")
 
 
+WIDE = 8
+"""Columns of a table that fit into a terminal; the Parquet file has them all."""
+
+
 def _print_result(result: "Result") -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -581,7 +596,7 @@ def _print_result(result: "Result") -> None:
     typer.echo("")
     typer.secho(f"{result.title} ({result.pack})", bold=True)
     typer.echo(result.summary())
-    columns = result.columns()
+    columns = dict(list(result.columns().items())[:WIDE])
     if not 0 < result.rows() <= 60:
         return
     table = Table(box=None)

@@ -16,7 +16,7 @@ from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
 from .models.tokens import Encoder, alike
 from .packs import Pack
-from .results import Check, Result, column, shown, value
+from .results import Check, Result, column, multiple, shown, value
 from .results import Estimate as Number
 
 SAMPLE = 12
@@ -70,7 +70,7 @@ are greyed out.
         said = f"Noise alone moved the loss by at most {size} nats a token"
         if self.times.value == inf:
             return said + ": not at all on this machine."
-        return said + f"; the rise measured is {shown(self.times.value, 2)} times as large."
+        return said + f"; the rise measured is {multiple(self.times.value)} as large."
 
     def headline(self) -> str:
         """How far the rise stands above noise."""
@@ -78,7 +78,7 @@ are greyed out.
             return ""
         if self.times.value == inf:
             return "no noise measured"
-        return f"{shown(self.times.value, 2)} × the noise floor"
+        return f"{multiple(self.times.value)} the noise floor"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Floors:
         with np.errstate(divide="ignore", invalid="ignore"):
             times = float(np.divide(abs(rise[0]), size)) if rise else np.nan
         rows = [(kind, name, s) for kind, sizes in self.sizes.items() for name, s in sizes.items()]
-        return NoiseFloorResult(
+        return NoiseFloorResult.of(
             loss_rise=size,
             times=times,
             diagnostic=[kind for kind, _, _ in rows],

@@ -344,16 +344,14 @@ def _kind(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 def _example(where: str, record: Mapping[str, Any]) -> Example:
     text = _string(where, record, "text")
-    group = record.get("group")
+    group: Any = record.get("group")
     if group is not None and type(group) not in (int, str):
         raise _wrong(where, "group", "a string or a whole number", group)
-    return Example(
-        text,
-        _scored(where, record.get("scored"), text),
-        group,
-        _string(where, record, "role", ""),
-        _string(where, record, "topic", ""),
-    )
+    role, topic = (_string(where, record, name, "") for name in ("role", "topic"))
+    if isinstance(group, str) and not role and not topic:
+        # A name given to texts that play no part in a group is what they have in common.
+        topic, group = group, None
+    return Example(text, _scored(where, record.get("scored"), text), group, role, topic)
 
 
 def _string(where: str, record: Mapping[str, Any], name: str, default: str | None = None) -> str:

@@ -5,10 +5,10 @@ import os
 # Read by huggingface_hub and transformers when they are imported, so it stands before them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import nets
 import pytest
 import torch
 
+import nets
 from driftlens.models import ModelPair
 from driftlens.packs import Pack
 

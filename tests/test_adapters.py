@@ -4,11 +4,11 @@ from copy import deepcopy
 from pathlib import Path
 from shutil import copytree
 
-import nets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import nets
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.models import ModelPair, Wants
 from driftlens.models.hooks import HookedModel

@@ -1,10 +1,10 @@
 """Where things are in a network, and that what is seen there is what flows there."""
 
-import nets
 import pytest
 import torch
 from torch import nn
 
+import nets
 from driftlens.errors import DriftlensError
 from driftlens.models import EMBED, Site, Wants, anatomy
 from driftlens.models.hooks import HookedModel

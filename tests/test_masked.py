@@ -1,10 +1,10 @@
 """Masked language models: what they see, and the likelihood that they give to a text."""
 
-import nets
 import numpy as np
 import pytest
 import torch
 
+import nets
 from driftlens.diagnostics.drift import Drift
 from driftlens.diagnostics.forgetting import Forgetting
 from driftlens.diagnostics.layers import LayerForgetting

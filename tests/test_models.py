@@ -6,11 +6,11 @@ from copy import deepcopy
 from pathlib import Path
 from shutil import copytree
 
-import nets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import nets
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.models import EMBED, ModelPair, Site, Wants, anatomy
 from driftlens.models.alone import Alone

@@ -77,6 +77,15 @@ def test_form_feeds_and_line_separators_are_part_of_the_text(tmp_path):
     assert [example.text for example in pack.examples] == ["one\ftwo\u2028three"]
 
 
+def test_a_group_that_is_only_a_name_is_what_results_are_broken_down_by(tmp_path):
+    rows = [{"text": "One.", "group": "sums"}, {"text": "Two.", "group": 2}]
+    file = write(tmp_path, "a.jsonl", plain("\n".join(map(json.dumps, rows))))
+    assert Pack.read(file).examples == [
+        Example("One.", topic="sums"),
+        Example("Two.", group=2),
+    ]
+
+
 def test_a_row_may_say_what_counts_and_what_belongs_together(tmp_path):
     row = {"text": "I think so.", "scored": [2, 7], "group": "g", "role": "", "topic": "t"}
     absent = {"text": "No.", "scored": None, "group": None, "topic": None}

@@ -3,7 +3,6 @@
 from copy import deepcopy
 from itertools import pairwise
 
-import nets
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+import nets
 from driftlens.errors import DriftlensError
 from driftlens.models import ModelPair
 from driftlens.models.hooks import HookedModel

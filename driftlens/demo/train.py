@@ -12,6 +12,7 @@ from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 BOS, EOS = 1, 2
 PIECES = 1536
 CONTEXT = 256
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": PIECES,
     "hidden_size": 128,
     "intermediate_size": 320,

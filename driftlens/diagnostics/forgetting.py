@@ -52,18 +52,18 @@ documents of one group are drawn together.
 
     loss_rise: Estimate = value("nats/token")
     """Mean over all scored tokens of log p_base − log p_aligned."""
-    characters_rise: Estimate = value("nats/character")
-    """The same sum over the characters of the scored text."""
-    bits_per_byte_rise: Estimate = value("bits/byte")
-    """The same sum in bits over the bytes of the scored text."""
     perplexity_ratio: Estimate = value("×")
     """exp(loss rise): perplexity of aligned over that of base."""
+    worse_share: Estimate = value("of tokens")
+    """Share of scored tokens to which the aligned model gives less probability."""
     kl_base_aligned: Estimate = value("nats/token")
     """Mean KL(base ‖ aligned), at least 0."""
     kl_aligned_base: Estimate = value("nats/token")
     """Mean KL(aligned ‖ base), at least 0."""
-    worse_share: Estimate = value("of tokens")
-    """Share of scored tokens to which the aligned model gives less probability."""
+    bits_per_byte_rise: Estimate = value("bits/byte")
+    """The same sum in bits over the bytes of the scored text."""
+    characters_rise: Estimate = value("nats/character")
+    """The same sum over the characters of the scored text."""
     base_loss: Estimate = value("nats/token")
     """Mean loss of base."""
     aligned_loss: Estimate = value("nats/token")
@@ -183,7 +183,7 @@ class Forgetting(Metric[ForgettingResult]):
             return Estimate(*(float(number) for number in found))
 
         rise = mean("rise")
-        return ForgettingResult(
+        return ForgettingResult.of(
             loss_rise=rise,
             characters_rise=mean("rise", "characters"),
             bits_per_byte_rise=mean("rise", "bytes", 1 / np.log(2)),

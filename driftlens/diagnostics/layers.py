@@ -145,7 +145,7 @@ class LayerForgetting(Metric[LayerForgettingResult]):
         mean = (forward[0] + backward[0]) / 2
         with np.errstate(invalid="ignore", divide="ignore"):
             of_total = mean / total[0] if total[0] else np.full(stages, np.nan)
-        return LayerForgettingResult(
+        return LayerForgettingResult.of(
             total=Estimate(*map(float, total)),
             residual=float(total[0] - forward[0].sum()),
             residual_backward=float(total[0] - backward[0].sum()),
@@ -254,7 +254,7 @@ class TokenLayers(Metric[TokenLayersResult]):
         stages = self.pair.depth + 2
         shares = np.stack([table[f"share_{stage}"] for stage in range(stages)], 1)
         names = ["embed", *map(str, range(self.pair.depth)), "head"]
-        return TokenLayersResult(
+        return TokenLayersResult.of(
             document=np.repeat(document, stages),
             position=np.repeat(position, stages),
             token=np.repeat(self.encoder.texts(document, position), stages),

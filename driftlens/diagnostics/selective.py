@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -225,21 +225,23 @@ class SelectiveForgetting(Metric[SelectiveForgettingResult]):
         rise, tokens = table.loss(triples)
         per_token = _ratio(rise, tokens, self.seed)
         scores = {
-            f"{who}_{name}": boot(lambda rows, w=who, k=k: stereoset(*table.scores(w, rows))[k])
+            f"{who}_{name}": boot(partial(table.scored, who, name))
             for who in ("base", "aligned")
-            for k, name in enumerate(("ss", "lms", "icat"))
+            for name in ("ss", "lms", "icat")
         }
-        return SelectiveForgettingResult(
+
+        def selective(rows: np.ndarray) -> float:
+            return float(selectivity(fallen[rows].mean(), rise[rows].sum() / tokens[rows].sum()))
+
+        return SelectiveForgettingResult.of(
             common=_mean(parts.common, self.seed),
             contrast=_mean(parts.contrast, self.seed),
             unrelated=_mean(parts.unrelated, self.seed),
             log_odds_forgotten=_mean(fallen, self.seed),
             overall_forgetting=per_token,
-            selectivity=boot(
-                lambda rows: selectivity(fallen[rows].mean(), rise[rows].sum() / tokens[rows].sum())
-            ),
-            base_crows=boot(lambda rows: table.crows("base", rows)),
-            aligned_crows=boot(lambda rows: table.crows("aligned", rows)),
+            selectivity=boot(selective),
+            base_crows=boot(partial(table.crows, "base")),
+            aligned_crows=boot(partial(table.crows, "aligned")),
             groups=len(table.term),
             notes=_notes(triples, table, self.pair.base.causal),
             **scores,
@@ -289,13 +291,14 @@ class _Groups:
     def loss(self, triples: bool) -> tuple[np.ndarray, np.ndarray]:
         """[group] rise in loss and tokens of the sentences that tell of language alone."""
         roles = ("unrelated",) if triples else ("stereotype", "anti_stereotype")
-        rise = sum(-self.change(role) for role in roles)
-        return rise, sum(self.get(role, "tokens") for role in roles)
+        rise = -np.sum([self.change(role) for role in roles], 0)
+        return rise, np.sum([self.get(role, "tokens") for role in roles], 0)
 
-    def scores(self, who: str, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """[group] StereoSet's score of each role's sentence, and the target terms."""
+    def scored(self, who: str, name: str, rows: np.ndarray) -> float:
+        """One of StereoSet's scores, by name."""
         roles = ("stereotype", "anti_stereotype", "unrelated")
-        return (*(self._score(role, who)[rows] for role in roles), self._terms[rows])
+        stereo, anti, unrelated = (self._score(role, who)[rows] for role in roles)
+        return getattr(stereoset(stereo, anti, unrelated, self._terms[rows]), name)
 
     def crows(self, who: str, rows: np.ndarray) -> float:
         """CrowS-Pairs' score."""

@@ -19,6 +19,9 @@ ROWS = 200_000
 SHOWN = 6
 """Documents that the page shows in full."""
 
+COMMON = 0.02
+"""The share of the tokens that a kind must have to be named as the hardest hit."""
+
 COLUMNS = {
     "document": np.int64,
     "position": np.int64,
@@ -151,10 +154,13 @@ class TokenForgetting(Metric[TokenForgettingResult]):
         table = self.rows.table()
         texts = self.encoder.texts(table["document"], table["position"])
         kept = len(table["rise"])
-        notes = ()
-        if kept < self.rows.seen:
-            notes = (f"The first {kept} of {self.rows.seen} tokens are kept one by one.",)
-        return TokenForgettingResult(token=texts, seen=self.rows.seen, notes=notes, **table)
+        note = f"The first {kept} of {self.rows.seen} tokens are kept one by one."
+        return TokenForgettingResult.of(
+            token=texts,
+            seen=self.rows.seen,
+            notes=(note,) if kept < self.rows.seen else (),
+            **table,
+        )
 
 
 @dataclass(frozen=True)
@@ -199,13 +205,16 @@ rise. Intervals: 95 % bootstrap over documents.
         )
 
     def headline(self) -> str:
-        """The kinds that together carry most of the loss."""
+        """The kinds that together carry most of the loss, and the one that lost most a token."""
         if not np.isfinite(self.of_loss).all() or not (self.rise > self.floor.get("rise", 0)).any():
             return ""
         order = np.argsort(-self.of_loss, kind="stable")
         enough = int(np.searchsorted(np.cumsum(self.of_loss[order]), 0.5)) + 1
         names = [_plural(self.token_kind[i]) for i in order[:enough]]
-        return "mostly " + " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        said = "mostly " + " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        common = self.tokens >= COMMON * self.tokens.sum()
+        hardest = _plural(self.token_kind[np.argmax(np.where(common, self.rise, -np.inf))])
+        return said if hardest in names else f"{said}, hardest on {hardest}"
 
     def figure(self):
         """Mean rise by kind."""
@@ -251,7 +260,7 @@ class TokenKinds(Metric[TokenKindsResult]):
         found = bootstrap(sums[..., 1], sums[..., 0], seed=self.seed, clusters=clusters)
         tokens, rise, loss = sums.sum(0).T
         with np.errstate(invalid="ignore", divide="ignore"):
-            return TokenKindsResult(
+            return TokenKindsResult.of(
                 token_kind=[KINDS[i] for i in present],
                 tokens=tokens.astype(np.int64),
                 rise=found.estimate,

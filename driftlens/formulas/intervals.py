@@ -7,20 +7,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-CHUNK = 2**22
+CHUNK = 2**20
 """Resampled documents in hand at a time."""
 
 
 class Interval(NamedTuple):
     """An estimate and the bounds it lies between."""
 
-    estimate: np.ndarray | float
+    estimate: np.ndarray
     """[*] the number itself."""
 
-    low: np.ndarray | float
+    low: np.ndarray
     """[*] lower bound; NaN where there is none."""
 
-    high: np.ndarray | float
+    high: np.ndarray
     """[*] upper bound; NaN where there is none."""
 
 

@@ -189,15 +189,16 @@ def cka_of(n: int, of: Sums) -> float:
     """`cka` from the sums over `n` rows."""
     if not _varied(n, of):
         return math.nan
-    return _ratio(*(_hsic1_of(n, of, a, b) for a, b in ("xy", "xx", "yy")), of["unequal"] == 0)
+    xy, xx, yy = (_hsic1_of(n, of, a, b) for a, b in ("xy", "xx", "yy"))
+    return _ratio(xy, xx, yy, of["unequal"] == 0)
 
 
 def biased_cka_of(n: int, of: Sums) -> float:
     """`biased_cka` from the sums over `n` rows."""
     if not _varied(n, of):
         return math.nan
-    squares = (_scatter(n, of, a, b).square().sum() for a, b in ("xy", "xx", "yy"))
-    return _ratio(*squares, of["unequal"] == 0)
+    xy, xx, yy = (_scatter(n, of, a, b).square().sum() for a, b in ("xy", "xx", "yy"))
+    return _ratio(xy, xx, yy, of["unequal"] == 0)
 
 
 def procrustes_of(n: int, of: Sums) -> float:

@@ -129,13 +129,13 @@ def shared_spans(
 class Decomposition(NamedTuple):
     """What alignment did to three kinds of sentence, in parts that add up."""
 
-    common: np.ndarray | float
+    common: np.ndarray
     """[*] c, what stereotype and anti-stereotype gained alike."""
 
-    contrast: np.ndarray | float
+    contrast: np.ndarray
     """[*] k, what the stereotype gained beyond: Δstereo = c + k and Δanti = c − k."""
 
-    unrelated: np.ndarray | float
+    unrelated: np.ndarray
     """[*] what the meaningless sentence gained."""
 
 
@@ -152,7 +152,7 @@ def decompose(d_stereo: ArrayLike, d_anti: ArrayLike, d_unrelated: ArrayLike) ->
     return Decomposition(common, contrast, np.asarray(d_unrelated, np.float64))
 
 
-def selectivity(f_sel: ArrayLike, f_over: ArrayLike) -> np.ndarray | float:
+def selectivity(f_sel: ArrayLike, f_over: ArrayLike) -> np.ndarray:
     r"""How much of the forgetting was meant, :math:`F_{sel} / (|F_{sel}| + \max(F_{over}, 0))`.
 
     Args:

@@ -139,7 +139,7 @@ def _pieces(text: str) -> Iterator[tuple[re.Match[str], str, bool]]:
     code, loud = _code(text), _loud(text)
     begins, before, newline, kind = True, "", True, "punctuation"
     for piece in PIECE.finditer(text):
-        at, form, found = piece.start(), piece.group(), piece.lastgroup
+        at, form, found = piece.start(), piece.group(), piece.lastgroup or ""
         if found == "space":
             lines = form.count("\n")
             begins, newline = begins or lines > 1, lines > 0

@@ -109,7 +109,7 @@ def curves(
 
 
 def bars(
-    labels: Sequence[Any],
+    labels: Sequence[Any] | np.ndarray,
     values: np.ndarray,
     low: np.ndarray | None = None,
     high: np.ndarray | None = None,

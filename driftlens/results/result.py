@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite, nan
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -79,6 +79,11 @@ class Result:
 
     floor: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     """Size below which a value or a column, by name, cannot be told from noise."""
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """The result of whatever its fields can be made of: numbers, lists and arrays."""
+        return cls(**fields)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
