@@ -57,7 +57,7 @@ TRAITS = [
     ("slow", "quick"),
     ("timid", "brave"),
 ]
-NONSENSE = listed("wooden boiled folded frozen striped square liquid empty rusty melted")
+NONSENSE = listed("soup bread rice pie honey glass lace cheese plums beans")
 
 KIND = {
     "help a neighbour": "helping a neighbour",
