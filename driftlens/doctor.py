@@ -16,7 +16,7 @@ from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
 from .models.tokens import Encoder, alike
 from .packs import Pack
-from .results import Check, Result, column, multiple, shown, value
+from .results import Check, Result, column, fact, multiple, shown, value
 from .results import Estimate as Number
 
 SAMPLE = 12
@@ -49,10 +49,12 @@ of the ends of its interval) is the size below which it cannot be told from nois
 are greyed out.
 """.strip()
 
-    loss_rise: Number = value("nats/token")
-    """Largest rise in loss, in size, that noise alone gave."""
+    noise: Number = value("")
+    """Largest size that noise alone gave to the headline figure, in its unit."""
     times: Number = value("× the noise floor")
-    """How often the measured rise is as large; infinite where there was no noise at all."""
+    """How often what was measured is as large; infinite where there was no noise at all."""
+    measured: str = fact()
+    """Kind and name of the headline figure."""
 
     diagnostic: np.ndarray = column()
     """[row] kind of the result."""
@@ -63,14 +65,12 @@ are greyed out.
 
     def summary(self) -> str:
         """The floor of the headline number."""
-        if np.isnan(self.loss_rise.value):
-            size = max(self.floor_size, default=0)
-            return f"Noise moved no diagnostic by more than {size:.1e}."
-        size = shown(self.loss_rise.value, 2)
-        said = f"Noise alone moved the loss by at most {size} nats a token"
+        if not self.measured:
+            return "Nothing was measured that noise could be held against."
+        said = f"Noise alone moved {self.measured} by at most {shown(self.noise.value, 2)}"
         if self.times.value == inf:
             return said + ": not at all on this machine."
-        return said + f"; the rise measured is {multiple(self.times.value)} as large."
+        return said + f"; what was measured is {multiple(self.times.value)} as large."
 
     def headline(self) -> str:
         """How far the rise stands above noise."""
@@ -89,14 +89,15 @@ class Floors:
 
     def result(self, pack: Pack, results: Sequence[Result]) -> NoiseFloorResult:
         """What the page shows of them, beside the results that they belong to."""
-        rise = [r.estimates()["loss_rise"].value for r in results if r.kind == "forgetting"]
-        size = self.sizes.get("forgetting", {}).get("loss_rise", np.nan)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            times = float(np.divide(abs(rise[0]), size)) if rise else np.nan
         rows = [(kind, name, s) for kind, sizes in self.sizes.items() for name, s in sizes.items()]
+        kind, name, size = rows[0] if rows else ("", "", np.nan)
+        found = [r.estimates()[name].value for r in results if r.kind == kind]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            times = float(np.divide(abs(found[0]), size)) if found else np.nan
         return NoiseFloorResult.of(
-            loss_rise=size,
+            noise=size,
             times=times,
+            measured=f"{kind}.{name}".strip("."),
             diagnostic=[kind for kind, _, _ in rows],
             name=[name for _, name, _ in rows],
             floor_size=np.array([s for _, _, s in rows]),

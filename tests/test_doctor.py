@@ -280,7 +280,8 @@ def test_every_diagnostic_has_a_floor_that_is_noise_and_no_more():
     floor = results["noise_floor"]
     assert set(floor.diagnostic) == results.keys() - {"noise_floor", "token_layers"}
     # Logits of a few nats in float32, and the root of their rounding in KL and cosines.
-    assert 0 < floor.loss_rise.value < 1e-5
+    assert floor.measured == "forgetting.loss_rise"
+    assert 0 < floor.noise.value < 1e-5
     assert (floor.floor_size < 2e-3).all()
     assert "as large" in floor.summary()
     for kind, result in results.items():

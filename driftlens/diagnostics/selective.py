@@ -36,6 +36,7 @@ SUMS = (
 (log-likelihoods), and of those of its own (probabilities)."""
 
 ROUNDS = 500
+SCORES = {"ss": "SS", "lms": "LMS", "icat": "ICAT", "crows": "CrowS"}
 
 
 @dataclass(frozen=True)
@@ -158,15 +159,15 @@ Intervals: 95 % bootstrap over groups.
             ylabel="loss of log-likelihood [nats]",
             on=panels[0],
         )
-        scores = [n for n in ("ss", "lms", "icat", "crows") if np.isfinite(self._score(n)[0])]
-        figures.curves(
-            [name.upper() for name in scores],
-            {
-                "base": np.array([self._score(name)[0] for name in scores]),
-                "aligned": np.array([self._score(name)[1] for name in scores]),
-            },
+        scores = [n for n in SCORES if np.isfinite(self._score(n)[0])]
+        base, aligned = np.array([self._score(name) for name in scores]).reshape(-1, 2).T
+        figures.pairs(
+            [SCORES[name] for name in scores],
+            base,
+            aligned,
             xlabel="score",
             ylabel="percent",
+            ideal=50,
             on=panels[1],
         )
         return figure

@@ -158,6 +158,43 @@ def bars(
     return panel.figure
 
 
+def pairs(
+    labels: Sequence[Any],
+    base: np.ndarray,
+    aligned: np.ndarray,
+    *,
+    ylabel: str,
+    xlabel: str,
+    ideal: float | None = None,
+    on: "Axes | None" = None,
+) -> "Figure":
+    """Base beside aligned for each of a few quantities, joined by a line.
+
+    Args:
+        labels: [pair] names.
+        base: [pair] heights of base.
+        aligned: [pair] heights of aligned.
+        ylabel: What the heights are, with their unit.
+        xlabel: What the pairs are.
+        ideal: A height to compare with, drawn across.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, ylabel)
+    at = _places(panel, list(map(str, labels)))
+    if ideal is not None:
+        panel.axhline(ideal, color=GREY, linewidth=0.8, linestyle=":", label=f"{ideal:g}")
+    panel.vlines(at, base, aligned, color=GREY, linewidth=1.4)
+    for name, heights, colour, marker in (
+        ("base", base, BASE, MARKERS[0]),
+        ("aligned", aligned, ALIGNED, MARKERS[1]),
+    ):
+        style = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
+        panel.plot(at, heights, label=name, **style)
+    panel.margins(x=0.2)
+    _legend(panel)
+    return panel.figure
+
+
 def heatmap(
     matrix: np.ndarray,
     *,
