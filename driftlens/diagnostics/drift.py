@@ -18,8 +18,11 @@ from driftlens.models.tokens import Encoder
 from driftlens.results import Result, column, fact, figures
 
 PARTS = ("attn", "mlp", "out")
-SHARE = 0.07
+SHARE = 0.05
 """What the sums behind CKA and Procrustes may cost, as a share of the two models' own run."""
+
+BESIDES = 1.4
+"""How much longer the sums take than their outer products, for all that goes with these."""
 
 ROWS = 20_000
 """Tokens up to which CKA and Procrustes look at every one, whatever it costs."""
@@ -108,7 +111,9 @@ delta cosine = mean cosine of what attention or MLP adds with the stream that en
             return "No activation moved by more than the noise floor."
         worst = stream[np.nanargmax(self.relative_l2[stream])]
         first = next(
-            i for i in range(len(self.site)) if self.relative_l2[i] > self.floor.get("relative_l2", 0)
+            i
+            for i in range(len(self.site))
+            if self.relative_l2[i] > self.floor.get("relative_l2", 0)
         )
         return (
             f"The residual stream moved most at {self.site[worst]}: by "
@@ -130,7 +135,10 @@ delta cosine = mean cosine of what attention or MLP adds with the stream that en
         for panel, what in zip(panels, ("relative_l2", "cka", "procrustes"), strict=False):
             figures.curves(
                 names,
-                {name: self._over(names, rows, getattr(self, what)) for name, rows in lines.items()},
+                {
+                    name: self._over(names, rows, getattr(self, what))
+                    for name, rows in lines.items()
+                },
                 xlabel="block",
                 ylabel=self.label(what),
                 floor=self.floor.get(what),
@@ -143,7 +151,9 @@ delta cosine = mean cosine of what attention or MLP adds with the stream that en
             for key, part in (("attn", "attention"), ("mlp", "MLP"))
             for who in ("base", "aligned")
         }
-        figures.curves(names, turns, xlabel="block", ylabel="δ-cosine with the stream", on=panels[3])
+        figures.curves(
+            names, turns, xlabel="block", ylabel="δ-cosine with the stream", on=panels[3]
+        )
         return figure
 
     def _stream(self) -> np.ndarray:
@@ -172,7 +182,8 @@ class Drift(Metric[DriftResult]):
         self.sites: tuple[Site, ...] = ()
         self.share = 1.0
         self.lengths = PerDocument(0)
-        self.shift = Each(lambda: PerDocument(self.pair.width))
+        self.totals = PerDocument(0)
+        self.shift = PerDocument(0)
         self.rest = Each(CrossMoments)
         self.first = Each(CrossMoments)
 
@@ -183,49 +194,55 @@ class Drift(Metric[DriftResult]):
         self.sites = tuple(
             site
             for site in every(layers, *PARTS)
-            if all(getattr(model, "has", lambda _: True)(site) for model in (pair.base, pair.aligned))
+            if all(
+                getattr(model, "has", lambda _: True)(site) for model in (pair.base, pair.aligned)
+            )
         )
         self.share = _affordable(pair, len(self.sites), encoder.tokens)
-        self.lengths = PerDocument(2 * len(SUMS) * len(self.sites))
+        # Only what has an interval is kept by document; all else is one row for each site.
+        self.lengths = PerDocument(2 * len(self.sites))
+        self.totals = PerDocument(2 * len(SUMS))
+        self.shift = PerDocument(pair.width)
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
-        units = frame.units
+        units, device = frame.units, frame.base.last.device
         first = torch.from_numpy(units.position == 0)
-        sample = torch.from_numpy(chosen(units.document, units.position, self.share, self.seed))
-        norms = {
-            site: [stream.float().norm(dim=-1) for stream in frame.both(site)]
-            for site in self.sites
-        }
-        table = []
+        sampled = torch.from_numpy(chosen(units.document, units.position, self.share, self.seed))
+        here, some = (which.nonzero()[:, 0].to(device) for which in (first, sampled & ~first))
+        table, shift = [], []
+        entering = None
         for site in self.sites:
-            base, aligned = frame.both(site)
-            here = first.to(base.device)
-            rows = sample.to(base.device) & ~here
-            name = str(site)
-            self.rest[name].update(base[rows], aligned[rows])
-            if site.part in ("in", "out"):
-                self.first[name].update(base[here], aligned[here])
-            difference = aligned.float() - base.float()
-            after = difference[~here].sum(0, dtype=torch.float64)
-            self.shift[name].update([0], after[None].cpu())
-            table.append(_sums(frame, site, norms, difference.norm(dim=-1)))
+            view = _View(site, *frame.both(site))
+            self.rest[str(site)].update(view.base[some], view.aligned[some])
+            if view.is_stream:
+                self.first[str(site)].update(view.base[here], view.aligned[here])
+            table.append(view.sums(entering))
+            rest = view.difference.index_fill(0, here, 0.0)
+            shift.append(rest.sum(0, dtype=torch.float64))
+            entering = view if view.is_stream else entering
         sums = torch.stack(table, 1).double().cpu()
-        apart = torch.stack([sums * ~first[:, None, None], sums * first[:, None, None]], 2)
-        self.lengths.update(units.document, apart.flatten(1))
+        numbers = np.arange(len(self.sites))
+        totals = [sums[which].sum(0) for which in (~first, first)]
+        self.totals.update(numbers, torch.cat(totals, 1))
+        self.shift.update(numbers, torch.stack(shift))
+        lengths = sums[:, :, :2].where(~first[:, None, None], 0.0)
+        self.lengths.update(units.document, lengths.flatten(1))
 
     def compute(self) -> DriftResult:
         """The result of all that was seen so far."""
-        sums = self.lengths.sums.reshape(-1, len(self.sites), 2, len(SUMS))
+        sums = self._of_sites(self.totals).reshape(-1, 2, len(SUMS))
         # [site] sums over the documents, without the first tokens and with them.
-        rest = dict(zip(SUMS, sums.sum(0)[:, 0].T, strict=True))
-        whole = dict(zip(SUMS, sums.sum(0).sum(1).T, strict=True))
+        rest = dict(zip(SUMS, sums[:, 0].T, strict=True))
+        whole = dict(zip(SUMS, sums.sum(1).T, strict=True))
+        lengths = self.lengths.sums.reshape(-1, len(self.sites), 2)
         clusters = np.asarray(self.encoder.pack.clusters)[self.lengths.documents]
-        interval = bootstrap(sums[..., 0, 0], sums[..., 0, 1], seed=self.seed, clusters=clusters)
+        interval = bootstrap(lengths[..., 0], lengths[..., 1], seed=self.seed, clusters=clusters)
         count = rest["tokens"]
-        shift = np.array([np.linalg.norm(self.shift[str(s)].sums.sum(0)) for s in self.sites])
-        cross = [self.rest[str(site)] for site in self.sites]
-        both = [_together(self.rest[n], self.first[n]) if n in self.first else None for n in self._names()]
+        shift = np.linalg.norm(self._of_sites(self.shift), axis=1)
+        sampled = max((self.rest[name].count for name in self._names()), default=0)
+        alike = np.array([_alike(self.rest[name]) for name in self._names()])
+        with_first = np.array([self._alike_with_first(name) for name in self._names()])
         with np.errstate(invalid="ignore", divide="ignore"):
             return DriftResult(
                 site=self._names(),
@@ -237,26 +254,36 @@ class Drift(Metric[DriftResult]):
                 cosine=rest["turned"] / count,
                 mean_shift=shift / rest["norm"],
                 directedness=shift / rest["moved"],
-                cka=np.array([sums.cka() for sums in cross]),
-                biased_cka=np.array([sums.biased_cka() for sums in cross]),
-                procrustes=np.array([sums.procrustes() for sums in cross]),
+                cka=alike[:, 0],
+                biased_cka=alike[:, 1],
+                procrustes=alike[:, 2],
                 delta_cosine_base=rest["base_along"] / count,
                 delta_cosine_aligned=rest["aligned_along"] / count,
                 relative_l2_with_first=whole["moved"] / whole["norm"],
                 cosine_with_first=whole["turned"] / whole["tokens"],
-                cka_with_first=np.array([np.nan if b is None else b.cka() for b in both]),
-                procrustes_with_first=np.array([np.nan if b is None else b.procrustes() for b in both]),
+                cka_with_first=with_first[:, 0],
+                procrustes_with_first=with_first[:, 2],
                 tokens=int(count.max(initial=0)),
-                sampled=max((sums.count for sums in cross), default=0),
+                sampled=sampled,
                 width=self.pair.width,
-                notes=self._notes(cross),
+                notes=self._notes(sampled),
             )
 
     def _names(self) -> list[str]:
         return [str(site) for site in self.sites]
 
-    def _notes(self, cross: list[CrossMoments]) -> tuple[str, ...]:
-        n, d = max((sums.count for sums in cross), default=0), self.pair.width
+    def _of_sites(self, kept: PerDocument) -> np.ndarray:
+        """[site, column] sums that are kept by the number of the site; 0 before any frame."""
+        return kept.sums if len(kept.documents) else np.zeros((len(self.sites), kept.columns))
+
+    def _alike_with_first(self, name: str) -> tuple[float, float, float]:
+        if name not in self.first:
+            return (np.nan,) * 3
+        rest = self.rest[name]
+        return _alike(rest.empty().merge(rest).merge(self.first[name]))
+
+    def _notes(self, n: int) -> tuple[str, ...]:
+        d = self.pair.width
         notes = [f"CKA and Procrustes from n = {n} tokens of d = {d} dimensions."]
         if self.share < 1:
             notes.append(f"They look at an even sample of {self.share:.1%} of the tokens.")
@@ -265,30 +292,53 @@ class Drift(Metric[DriftResult]):
         return tuple(notes)
 
 
-def _sums(frame: Frame, site: Site, norms: dict[Site, list[Tensor]], moved: Tensor) -> Tensor:
-    """[unit, sum] of what is averaged over tokens, in the order of `SUMS`."""
-    base, aligned = norms[site]
-    along = [torch.full_like(moved, torch.nan)] * 2
-    entering = EMBED if site.layer == 0 else Site(site.layer - 1, "out")
-    if site.part in ("attn", "mlp") and entering in norms:
-        added, streams = frame.both(site), frame.both(entering)
-        along = [
-            torch.linalg.vecdot(x.float(), h.float()) / (size * length)
-            for x, h, size, length in zip(
-                added, streams, norms[site], norms[entering], strict=True
+class _View:
+    """What base and aligned show at one site: [unit, width] each, in float32 at least."""
+
+    def __init__(self, site: Site, base: Tensor, aligned: Tensor) -> None:
+        self.site, self.base, self.aligned = site, _precise(base), _precise(aligned)
+        self.is_stream = site.part in ("in", "out")
+        self.difference = self.aligned - self.base
+        self.lengths = [torch.linalg.vector_norm(z, dim=-1) for z in (self.base, self.aligned)]
+
+    def sums(self, entering: "_View | None") -> Tensor:
+        """[unit, sum] of what is summed over tokens, in the order of `SUMS`."""
+        moved = torch.linalg.vector_norm(self.difference, dim=-1)
+        base, aligned = self.lengths
+        along = self._along(entering) or [torch.full_like(moved, torch.nan)] * 2
+        turned = turn(moved, base, aligned)
+        return torch.stack([moved, base, turned, *along, torch.ones_like(moved)], -1)
+
+    def _along(self, entering: "_View | None") -> list[Tensor]:
+        """[unit] cosine of what the part adds with the stream that enters its block."""
+        before = EMBED if self.site.layer == 0 else Site(self.site.layer - 1)
+        if self.is_stream or entering is None or entering.site != before:
+            return []
+        return [
+            torch.linalg.vecdot(added, stream) / (length * far)
+            for added, stream, length, far in zip(
+                (self.base, self.aligned),
+                (entering.base, entering.aligned),
+                self.lengths,
+                entering.lengths,
+                strict=True,
             )
         ]
-    turned = turn(moved, base, aligned)
-    return torch.stack([moved, base, turned, *along, torch.ones_like(moved)], -1)
 
 
-def _together(rest: CrossMoments, first: CrossMoments) -> CrossMoments:
-    return rest.empty().merge(rest).merge(first)
+def _precise(stream: Tensor) -> Tensor:
+    return stream if stream.dtype == torch.float64 else stream.float()
+
+
+def _alike(sums: CrossMoments) -> tuple[float, float, float]:
+    """CKA, biased CKA and Procrustes."""
+    sums = sums.settled()
+    return sums.cka(), sums.biased_cka(), sums.procrustes()
 
 
 def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
     """The share of tokens at which the d × d sums of all sites cost `SHARE` of the run."""
     d = pair.width
     run = 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
-    sums = 2 * 3 * d * d * sites
+    sums = BESIDES * 2 * 3 * d * d * sites
     return min(1.0, max(SHARE * run / sums, 20 * d / tokens, ROWS / tokens))

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from driftlens.formulas.divergence import lens
+from driftlens.formulas.divergence import gap, lens
 from driftlens.formulas.each import Each
 from driftlens.formulas.sampling import chosen
 from driftlens.formulas.streams import Moments
@@ -21,8 +21,11 @@ SHARE = 0.2
 ROWS = 2000
 """Positions up to which every one is read out, whatever it costs."""
 
-EXPONENTIAL = 700
+EXPONENTIAL = 500
 """What one entry of a divergence costs, in multiplications."""
+
+ENTRIES = 2**23
+"""Logits of one kind in hand at once."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class LensResult(Result):
 The residual stream at each layer is read out through a final norm and an unembedding, and the \
 two next-token distributions are compared over the whole vocabulary (nostalgebraist 2020). *Own*: \
 each model's stream by its own readout; *common*: both streams by the base's, which leaves out \
-what only the readout changed. KL is KL(base ‖ aligned), in nats; Jensen–Shannon lies between 0 and \
-ln 2. *gap* is the KL between what a layer says and what the same model says in the end. Means \
+what only the readout changed. KL is KL(base ‖ aligned), in nats; Jensen–Shannon lies between 0 \
+and ln 2. *gap* is the KL between what a layer says and what the same model says in the end. Means \
 over an even sample of positions; ± is the standard error over them.
 """.strip()
 
@@ -125,25 +128,28 @@ class Lens(Metric[LensResult]):
         rows = torch.from_numpy(
             chosen(units.document, units.position, self.share, self.seed)
         ).nonzero()[:, 0]
-        ends = [
-            trace.last[trace.batch.closing] for trace in (frame.base, frame.aligned)
-        ]
+        ends = [trace.last[trace.batch.closing] for trace in (frame.base, frame.aligned)]
         base, aligned = self.pair.base.readout, self.pair.aligned.readout
         if self.pair.shared is not None:
             ours, theirs = (ids.to(ends[0].device) for ids in self.pair.shared)
             base, aligned = _only(base, ours), _only(aligned, theirs)
-        for some in rows.split(max(1, 2**23 // self.pair.base.vocabulary)):
-            some = some.to(ends[0].device)
+        sites = [EMBED, *map(Site, self._layers)]
+        # The head's weights are read from memory once a call, so a call reads out many layers.
+        room = max(1, ENTRIES // self.pair.base.vocabulary)
+        for some in rows.to(ends[0].device).split(max(1, room // len(sites))):
             final = [read(end[some]) for read, end in zip((base, aligned), ends, strict=True)]
-            for site in [EMBED, *map(Site, self._layers)]:
-                x, y = (stream[some] for stream in frame.both(site))
+            at_once = max(1, room // len(some))
+            for group in (sites[i : i + at_once] for i in range(0, len(sites), at_once)):
+                pairs = [[stream[some] for stream in frame.both(site)] for site in group]
+                x, y = (torch.cat(side) for side in zip(*pairs, strict=True))
                 ours, theirs, common = base(x), aligned(y), base(y)
-                own, own_js = lens(ours, theirs)
-                shared, shared_js = lens(ours, common)
-                gaps = [lens(a, b)[0] for a, b in ((ours, final[0]), (theirs, final[1]))]
-                self.moments[str(site)].update(
-                    torch.stack([own, own_js, shared, shared_js, *gaps], 1).cpu()
-                )
+                gaps = [
+                    torch.cat([gap(layer, end) for layer in logits.split(len(some))])
+                    for logits, end in zip((ours, theirs), final, strict=True)
+                ]
+                table = torch.stack([*lens(ours, theirs), *lens(ours, common), *gaps], 1).cpu()
+                for site, numbers in zip(group, table.split(len(some)), strict=True):
+                    self.moments[str(site)].update(numbers)
 
     def compute(self) -> LensResult:
         """The result of all that was seen so far."""

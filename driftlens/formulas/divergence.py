@@ -164,14 +164,26 @@ def lens(base: Tensor, aligned: Tensor) -> tuple[Tensor, Tensor]:
     return kl_base_aligned, divergence
 
 
+@torch.no_grad()
+def gap(layer: Tensor, final: Tensor) -> Tensor:
+    """KL(layer ‖ final), a few rows at a time: half of what `lens` costs.
+
+    Args:
+        layer: [row, vocab] logits read off a layer.
+        final: [row, vocab] logits that the model ends up with.
+
+    Returns:
+        [row] KL, in nats.
+    """
+    parts = [_kl(Weights.of(layer[rows]), Weights.of(final[rows])) for rows in _slices(layer)]
+    return torch.cat(parts)
+
+
 class Weights(NamedTuple):
     """A few rows of logits as unnormalised probabilities."""
 
     logits: Tensor
     """[row, vocab] in float32 at least."""
-
-    top: Tensor
-    """[row] id of the greatest logit."""
 
     below: Tensor
     """[row, vocab] each logit less the greatest."""
@@ -186,10 +198,10 @@ class Weights(NamedTuple):
     def of(cls, logits: Tensor) -> "Weights":
         """The weights of [row, vocab] logits."""
         logits = _at_least_float32(logits)
-        greatest, top = logits.max(-1, keepdim=True)
-        below = logits - greatest
+        # Which one is greatest costs ten times as much to find as how great it is.
+        below = logits - logits.amax(-1, keepdim=True)
         weight = below.exp()
-        return cls(logits, top[:, 0], below, weight, weight.sum(-1))
+        return cls(logits, below, weight, weight.sum(-1))
 
     def mean(self, values: Tensor) -> Tensor:
         """[row] mean of [row, vocab] values under the distribution."""
@@ -237,8 +249,8 @@ def _compare(
         "aligned_rank": _rank(a, aligned_target),
         "base_entropy": b.total.log() - b.mean(b.below),
         "aligned_entropy": a.total.log() - a.mean(a.below),
-        "base_top": b.top,
-        "aligned_top": a.top,
+        "base_top": b.logits.argmax(-1),
+        "aligned_top": a.logits.argmax(-1),
         "base_outside": torch.zeros_like(b.total),
         "aligned_outside": torch.zeros_like(a.total),
     }
@@ -257,8 +269,12 @@ def _compare(
 
 def _lens(base: Tensor, aligned: Tensor) -> tuple[Tensor, Tensor]:
     b, a = Weights.of(base), Weights.of(aligned)
-    divergence = b.mean(b.below.sub_(a.below)) - (b.total.log() - a.total.log())
-    return divergence, _js(b.weight.div_(b.total[:, None]), a.weight.div_(a.total[:, None]))
+    return _kl(b, a), _js(b.weight.div_(b.total[:, None]), a.weight.div_(a.total[:, None]))
+
+
+def _kl(b: Weights, a: Weights) -> Tensor:
+    """[row] KL(b ‖ a); `below` of b is used up."""
+    return b.mean(b.below.sub_(a.below)) - (b.total.log() - a.total.log())
 
 
 def _gold(weights: Weights, target: Tensor) -> Tensor:
@@ -283,7 +299,7 @@ def _js(p: Tensor, q: Tensor) -> Tensor:
 
 def _slices(logits: Tensor) -> Iterator[slice]:
     """Slices of rows whose temporaries fit a cache, or an accelerator's spare memory."""
-    entries = 2**17 if logits.device.type == "cpu" else 2**25
+    entries = 2**18 if logits.device.type == "cpu" else 2**25
     rows = max(1, entries // logits.shape[-1])
     # An empty batch is one empty slice, so that there is something to concatenate.
     return (slice(start, start + rows) for start in range(0, max(1, len(logits)), rows))

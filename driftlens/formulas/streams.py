@@ -103,43 +103,46 @@ class CrossMoments:
 
     Memory goes with the square of the width, not with the rows. All sums are about a fixed
     shift, the mean of the first batch: the results do not depend on it, but their digits do.
-    Outer products are formed in float32 (float64 of float64 rows), a thousand rows at a time,
-    and summed in float64 where the rows are.
+    Outer products are formed in float32 (float64 of float64 rows) and summed in float64 where
+    the rows are. Rows wait until there are `TOGETHER` of them: to add a product to the sums
+    costs as much as to form that of a hundred rows.
 
     `empty` keeps the shift, so that the parts of one stream merge by plain addition; parts
     with shifts of their own are re-expressed in closed form.
     """
+
+    TOGETHER = 512
+    """Rows whose outer products are formed at once."""
 
     def __init__(self) -> None:
         self.count = 0
         """Number of paired rows seen."""
         self.shift: dict[str, Tensor] = {}
         """[width] of `x`, `y` and `d`, as `similarity.centres` rounds it; {} before any row."""
-        self.sums: dict[str, Tensor] = {}
-        """What is summed, about the shift, named as in `similarity`."""
+        self._sums: dict[str, Tensor] = {}
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def update(self, x: Tensor, y: Tensor) -> Self:
         """Fold in rows [n, width of the base] and the same rows [n, width of the aligned]."""
         assert len(x) == len(y), "rows come in pairs"
         if not len(x):
             return self
-        x, y = _precise(x), _precise(y)
+        x, y = _own(x), _own(y)
         if not self.shift:
             self.shift = similarity.centres(x, y)
-        for some_x, some_y in zip(x.split(1024), y.split(1024), strict=True):
-            self._add(similarity.sums(some_x, some_y, self.shift))
         self.count += len(x)
-        return self
+        return self._wait([(x, y)])
 
     def merge(self, other: "CrossMoments") -> Self:
         """Fold in another part of the stream; `other` is left as it is."""
         self.shift = self.shift or dict(other.shift)
-        if other.count:
+        if other._sums:
             by = {side: at - self.shift[side].to(at) for side, at in other.shift.items()}
             apart = any(step.any() for step in by.values())
-            self._add(similarity.moved(other.count, other.sums, by) if apart else other.sums)
+            summed = other.count - _rows(other._waiting)
+            self._add(similarity.moved(summed, other._sums, by) if apart else other._sums)
         self.count += other.count
-        return self
+        return self._wait(other._waiting)
 
     def empty(self) -> "CrossMoments":
         """Sums over nothing, about the same shift."""
@@ -149,15 +152,18 @@ class CrossMoments:
 
     def state(self) -> State:
         """`count`, every shift as `shift:…` and every sum as `sum:…`."""
+        # In place: what is taken up from here and what goes on from here round alike.
+        self._settle()
         tensors = {f"shift:{side}": at for side, at in self.shift.items()}
-        tensors |= {f"sum:{name}": value for name, value in self.sums.items()}
+        tensors |= {f"sum:{name}": value for name, value in self._sums.items()}
         arrays = {name: value.cpu().numpy().copy() for name, value in tensors.items()}
         return {"count": np.array(self.count), **arrays}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> Self:
         """Take up what `state` gave, on the CPU."""
         self.count = int(state["count"])
-        self.shift, self.sums = (
+        self._waiting = []
+        self.shift, self._sums = (
             {
                 name.removeprefix(kind): torch.tensor(value)
                 for name, value in state.items()
@@ -168,11 +174,25 @@ class CrossMoments:
         return self
 
     @property
+    def sums(self) -> dict[str, Tensor]:
+        """What is summed, about the shift, named as in `similarity`; {} of no row."""
+        return self.settled()._sums
+
+    def settled(self) -> "CrossMoments":
+        """The same with no row waiting, which is faster to ask several things."""
+        if not self._waiting:
+            return self
+        whole = self.empty().merge(self)
+        whole._settle()
+        return whole
+
+    @property
     def mean_shift(self) -> Tensor:
         """[width] mean of aligned − base, float64 on the CPU; [0] where widths differ."""
         if not self.count:
             return torch.full_like(self.shift.get("d", torch.zeros(0)), torch.nan).double()
-        return (self.sums["d"] / self.count + self.shift["d"].to(self.sums["d"])).cpu()
+        total = self.sums["d"]
+        return (total / self.count + self.shift["d"].to(total)).cpu()
 
     def cka(self) -> float:
         """Debiased linear CKA; see `similarity.cka`."""
@@ -186,12 +206,29 @@ class CrossMoments:
         """Angle in radians after the best rotation; see `similarity.procrustes`."""
         return similarity.procrustes_of(self.count, self.sums)
 
+    def _wait(self, rows: Sequence[tuple[Tensor, Tensor]]) -> Self:
+        self._waiting = [*self._waiting, *rows]
+        if _rows(self._waiting) >= self.TOGETHER:
+            self._settle()
+        return self
+
+    def _settle(self) -> None:
+        if self._waiting:
+            x, y = (torch.cat(side) for side in zip(*self._waiting, strict=True))
+            for some in zip(x.split(self.TOGETHER), y.split(self.TOGETHER), strict=True):
+                self._add(similarity.sums(*some, self.shift))
+            self._waiting = []
+
     def _add(self, sums: Mapping[str, Tensor]) -> None:
         for name, value in sums.items():
-            if name in self.sums:
-                self.sums[name] += value.to(self.sums[name])
+            if name in self._sums:
+                self._sums[name] += value.to(self._sums[name])
             else:
-                self.sums[name] = value.clone()
+                self._sums[name] = value.clone()
+
+
+WAITING = 2**18
+"""Numbers that `PerDocument` lets wait, however few documents it has, before it sums them."""
 
 
 class PerDocument:
@@ -246,7 +283,8 @@ class PerDocument:
     def _add(self, documents: np.ndarray, sums: np.ndarray) -> Self:
         self._fresh.append((documents, sums))
         # Settled only once the new are as many as the old, a row costs its share of one sort.
-        if sum(len(some) for some, _ in self._fresh) > len(self._documents) + 4096:
+        enough = len(self._documents) + WAITING // max(64, self.columns)
+        if sum(len(some) for some, _ in self._fresh) > enough:
             self._settle()
         return self
 
@@ -384,11 +422,15 @@ class Counts:
         return self
 
 
-def _precise(rows: Tensor) -> Tensor:
-    """Rows in float32 at least, on a device that has float64."""
-    rows = rows.detach()
-    rows = rows.cpu() if rows.device.type == "mps" else rows
-    return rows if rows.dtype == torch.float64 else rows.float()
+def _own(rows: Tensor) -> Tensor:
+    """A copy of rows, in float32 at least, on a device that has float64."""
+    device = "cpu" if rows.device.type == "mps" else rows.device
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    return rows.detach().to(device, dtype, copy=True)
+
+
+def _rows(pairs: Sequence[tuple[Tensor, Tensor]]) -> int:
+    return sum(len(x) for x, _ in pairs)
 
 
 def _array(values: ArrayLike | Tensor) -> np.ndarray:
@@ -401,9 +443,10 @@ def _array(values: ArrayLike | Tensor) -> np.ndarray:
 
 def _by_document(documents: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ids, places = np.unique(documents, return_inverse=True)
-    columns = [np.bincount(places, column, minlength=len(ids)) for column in values.T]
-    # Of no rows, numpy's weighted counts would be whole numbers.
-    return ids, np.stack(columns, 1).astype(np.float64, copy=False)
+    sums = torch.zeros(len(ids), values.shape[1], dtype=torch.float64)
+    # Whole rows at a time: numpy would count column by column.
+    sums.index_add_(0, torch.from_numpy(places), torch.from_numpy(values))
+    return ids, sums.numpy()
 
 
 def _select(rows: Mapping[str, np.ndarray], which: Any) -> dict[str, np.ndarray]:
