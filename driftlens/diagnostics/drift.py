@@ -14,18 +14,22 @@ from driftlens.formulas.similarity import turn
 from driftlens.formulas.streams import CrossMoments, PerDocument
 from driftlens.metric import Metric
 from driftlens.models import EMBED, Frame, ModelPair, Site, Wants, every
+from driftlens.models.sites import Part
 from driftlens.models.tokens import Encoder
 from driftlens.results import Result, column, fact, figures
 
-PARTS = ("attn", "mlp", "out")
+PARTS: tuple[Part, ...] = ("attn", "mlp", "out")
 SHARE = 0.05
 """What the sums behind CKA and Procrustes may cost, as a share of the two models' own run."""
 
 BESIDES = 1.4
 """How much longer the sums take than their outer products, for all that goes with these."""
 
-ROWS = 20_000
-"""Tokens up to which CKA and Procrustes look at every one, whatever it costs."""
+FREE = 3e11
+"""Multiplications for these sums that any run can afford, however short it is."""
+
+ENOUGH = 4
+"""Tokens for each dimension that CKA and Procrustes look at if there are as many."""
 
 SUMS = ("moved", "norm", "turned", "base_along", "aligned_along", "tokens")
 
@@ -244,7 +248,7 @@ class Drift(Metric[DriftResult]):
         alike = np.array([_alike(self.rest[name]) for name in self._names()])
         with_first = np.array([self._alike_with_first(name) for name in self._names()])
         with np.errstate(invalid="ignore", divide="ignore"):
-            return DriftResult(
+            return DriftResult.of(
                 site=self._names(),
                 layer=np.array([-1 if site == EMBED else site.layer for site in self.sites]),
                 part=[site.part for site in self.sites],
@@ -341,4 +345,4 @@ def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
     d = pair.width
     run = 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
     sums = BESIDES * 2 * 3 * d * d * sites
-    return min(1.0, max(SHARE * run / sums, 20 * d / tokens, ROWS / tokens))
+    return min(1.0, max(SHARE * run / sums, FREE / sums / tokens, ENOUGH * d / tokens))

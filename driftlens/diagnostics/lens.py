@@ -18,8 +18,11 @@ from driftlens.results import Result, column, fact, figures
 SHARE = 0.2
 """What the readouts may cost, as a share of the two models' own run."""
 
-ROWS = 2000
-"""Positions up to which every one is read out, whatever it costs."""
+FREE = 3e11
+"""Multiplications for readouts that any run can afford, however short it is."""
+
+ENOUGH = 300
+"""Positions that are read out if there are as many."""
 
 EXPONENTIAL = 500
 """What one entry of a divergence costs, in multiplications."""
@@ -158,7 +161,7 @@ class Lens(Metric[LensResult]):
         means = np.stack([np.broadcast_to(np.asarray(m.mean), 6) for m in moments], 1)
         errors = [np.broadcast_to(np.asarray(m.standard_error), 6)[0] for m in moments]
         note = f"Read out at {self.share:.1%} of the positions." if self.share < 1 else ""
-        return LensResult(
+        return LensResult.of(
             site=[str(site) for site in sites],
             layer=np.array([-1 if site == EMBED else site.layer for site in sites]),
             kl_own=means[0],
@@ -186,4 +189,4 @@ def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
     d, vocabulary = pair.width, pair.base.vocabulary
     run = 2 * 2 * (12 * d * d * pair.depth + d * vocabulary)
     readouts = sites * vocabulary * (3 * 2 * d + 4 * EXPONENTIAL)
-    return min(1.0, max(SHARE * run / readouts, ROWS / tokens))
+    return min(1.0, max(SHARE * run / readouts, FREE / readouts / tokens, ENOUGH / tokens))

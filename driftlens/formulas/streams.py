@@ -151,26 +151,28 @@ class CrossMoments:
         return empty
 
     def state(self) -> State:
-        """`count`, every shift as `shift:…` and every sum as `sum:…`."""
-        # In place: what is taken up from here and what goes on from here round alike.
-        self._settle()
+        """`count`, every shift as `shift:…`, every sum as `sum:…`, and rows that `wait:…`."""
+        # The rows wait on: when products are formed, and so how they round, is left as it was.
         tensors = {f"shift:{side}": at for side, at in self.shift.items()}
         tensors |= {f"sum:{name}": value for name, value in self._sums.items()}
+        if self._waiting:
+            sides = zip(("x", "y"), zip(*self._waiting, strict=True), strict=True)
+            tensors |= {f"wait:{side}": torch.cat(rows) for side, rows in sides}
         arrays = {name: value.cpu().numpy().copy() for name, value in tensors.items()}
         return {"count": np.array(self.count), **arrays}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> Self:
         """Take up what `state` gave, on the CPU."""
         self.count = int(state["count"])
-        self._waiting = []
-        self.shift, self._sums = (
+        self.shift, self._sums, waiting = (
             {
                 name.removeprefix(kind): torch.tensor(value)
                 for name, value in state.items()
                 if name.startswith(kind)
             }
-            for kind in ("shift:", "sum:")
+            for kind in ("shift:", "sum:", "wait:")
         )
+        self._waiting = [(waiting["x"], waiting["y"])] if waiting else []
         return self
 
     @property
@@ -214,7 +216,12 @@ class CrossMoments:
 
     def _settle(self) -> None:
         if self._waiting:
-            x, y = (torch.cat(side) for side in zip(*self._waiting, strict=True))
+            # Rows that were taken up from a state lie on the CPU.
+            like = self._waiting[-1][0]
+            x, y = (
+                torch.cat([rows.to(like.device) for rows in side])
+                for side in zip(*self._waiting, strict=True)
+            )
             for some in zip(x.split(self.TOGETHER), y.split(self.TOGETHER), strict=True):
                 self._add(similarity.sums(*some, self.shift))
             self._waiting = []
@@ -377,12 +384,12 @@ class Rows:
     def _after_the_last(self, rows: dict[str, np.ndarray]) -> np.ndarray:
         """[n] whether a row comes after the last one kept, as far as `order` can tell."""
         last = _select(self._kept, slice(-1, None))
-        after = tied = None
+        length = len(next(iter(rows.values())))
+        after, tied = np.zeros(length, dtype=bool), np.ones(length, dtype=bool)
         for name in self.order:
             key, bound = _key(rows, name), _key(last, name)
-            beyond, equal = key > bound, key == bound
-            after = beyond if after is None else after | (tied & beyond)
-            tied = equal if tied is None else tied & equal
+            after |= tied & (key > bound)
+            tied &= key == bound
         return after
 
 
