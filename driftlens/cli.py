@@ -179,7 +179,8 @@ def report(
         )
         results = list(found)
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    page = Report(f"{pair.base.name} → {pair.aligned.name}", results, checks, about)
+    title = f"{_called(pair.base.name)} → {_called(pair.aligned.name)}"
+    page = Report(title, results, checks, about)
     written = page.write(out, overwrite=overwrite or resume, formats=formats)
     partial.remove()
     if as_json:
@@ -569,6 +570,11 @@ def _check_value(kind: str, name: str) -> None:
             found=f"{kind}.{name}",
             remedy="Give one of these to --fail-on.",
         )
+
+
+def _called(name: str) -> str:
+    """A model's name as a title has room for it: of a folder, the end of its path."""
+    return "/".join(Path(name).resolve().parts[-2:]) if Path(name).is_dir() else name
 
 
 def _slug(name: str) -> str:
