@@ -24,6 +24,7 @@ from driftlens.results import (
     shown,
 )
 from driftlens.results import markup as marks
+from driftlens.results.visible import visible
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -169,7 +170,7 @@ def _document(document: DocumentView, deepest: float, *, opened: bool) -> str:
 
 def _token(token: TokenView, deepest: float) -> str:
     seen = marks.verbatim(token.text).replace("⏎</span>", "⏎</span><br>") or _NOTHING
-    told = marks.visible(token.title or f"{shown(token.value, 3)} nats").replace("⏎", "\n")
+    told = visible(token.title or f"{shown(token.value, 3)} nats").replace("⏎", "\n")
     hue = _hue(token.value, deepest)
     return f'<span class="t {hue}" tabindex="-1" title="{escape(told)}">{seen}</span>'
 

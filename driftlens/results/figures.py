@@ -14,7 +14,7 @@ from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
-from .markup import visible
+from .visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,31 +2,14 @@
 
 from html import escape
 from typing import TYPE_CHECKING
-from unicodedata import category
 
 import numpy as np
 
 from .numbers import shown
+from .visible import visible
 
 if TYPE_CHECKING:
     from .result import Result
-
-
-def visible(text: str, mark: str = "{}", *, spaces: bool = False) -> str:
-    """The text with every control, direction and surrogate character spelt out.
-
-    Args:
-        text: Anything at all.
-        mark: What to put around a character spelt out, `{}` standing for it.
-        spaces: Whether to spell out the spaces that are no plain space, too.
-    """
-    hidden = _HIDDEN | {"Zs"} if spaces else _HIDDEN
-    return "".join(
-        mark.format(_spelt(character))
-        if character != " " and category(character) in hidden
-        else character
-        for character in text
-    )
 
 
 def markup(text: str) -> str:
@@ -90,14 +73,4 @@ def _extent(total: int, rows: int) -> str:
     return f"the first {rows} of {total} rows" if total > rows else f"{total} rows"
 
 
-def _spelt(character: str) -> str:
-    return _SHORT.get(character, f"U+{ord(character):04X}")
-
-
-# Letters, for few fonts draw the pictures that Unicode has for these.
-_SHORT = {"\0": "NUL", "\t": "TAB", "\n": "⏎", "\r": "CR", "\x1b": "ESC", "\x7f": "DEL"}
-
 _BOX = '<span class="c">{}</span>'
-
-# Control, format, surrogate, private and unassigned characters, and ends of lines.
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
