@@ -155,7 +155,10 @@ def affordable(pair: ModelPair, wants: Wants) -> int:
     """How many tokens at a time keep the activations of both models within their memory."""
     layers = pair.depth if wants.layers is None else len(wants.layers)
     sites = 2 + layers * len(wants.parts)
-    return int(np.clip(TRACE_BYTES // (2 * 4 * sites * pair.width), 256, 8192))
+    device, room = getattr(pair.base, "device", torch.device("cpu")), TRACE_BYTES
+    if device.type == "cuda":
+        room = max(room, torch.cuda.mem_get_info(device)[0] // 8)
+    return int(np.clip(room // (2 * 4 * sites * pair.width), 256, 8192))
 
 
 def _look(

@@ -317,3 +317,20 @@ def test_noise_moves_the_stream_by_its_own_length():
     # 180 tokens of 32 dimensions know a length to about 1 / √(2 · 180 · 32) = 0.9 %.
     row = result.site.tolist().index("1.out")
     assert result.relative_l2[row] == pytest.approx(expected, rel=0.03)
+
+
+def test_where_sums_do_not_fit_cka_is_taken_of_the_stream_and_said_so(monkeypatch):
+    from driftlens.diagnostics import drift
+
+    pair = damaged("")
+    whole = found(pair, Drift())
+    streams = np.flatnonzero(np.isin(whole.part, ["in", "out"]))
+    for room, expected, first in ((2 * len(streams), streams, True), (2, streams[[0, -1]], False)):
+        monkeypatch.setattr(drift, "SUMS_BYTES", room * 3 * 8 * pair.width**2)
+        result = found(pair, Drift())
+        assert np.flatnonzero(np.isfinite(result.cka)).tolist() == expected.tolist()
+        assert np.isfinite(result.procrustes_with_first).any() == first
+        np.testing.assert_array_equal(result.cka[expected], whole.cka[expected])
+        np.testing.assert_array_equal(result.relative_l2, whole.relative_l2)
+        assert f"taken at {len(expected)}" in result.notes[1]
+        assert result.figure() is not None

@@ -1,5 +1,6 @@
 """How far each place of the network moved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from driftlens.metric import Metric
 from driftlens.models import EMBED, Frame, ModelPair, Site, Wants, every
 from driftlens.models.sites import Part
 from driftlens.models.tokens import Encoder
-from driftlens.results import Result, column, fact, figures
+from driftlens.results import Result, column, fact, figures, shown
 
 PARTS: tuple[Part, ...] = ("attn", "mlp", "out")
 SHARE = 0.05
@@ -30,6 +31,9 @@ FREE = 3e11
 
 ENOUGH = 4
 """Tokens for each dimension that CKA and Procrustes look at if there are as many."""
+
+SUMS_BYTES = 2**32
+"""Memory that the d × d sums behind CKA and Procrustes may take, over all sites."""
 
 SUMS = ("moved", "norm", "turned", "base_along", "aligned_along", "tokens")
 
@@ -75,7 +79,8 @@ delta cosine = mean cosine of what attention or MLP adds with the stream that en
     directedness: np.ndarray = column()
     """[row] ‖E(h_a − h_b)‖ / E‖h_a − h_b‖, between 0 and 1; NaN where nothing moved."""
     cka: np.ndarray = column()
-    """[row] debiased linear CKA, at most 1; 1 is the same up to rotation and scale."""
+    """[row] debiased linear CKA, at most 1; 1 is the same up to rotation and scale; NaN where
+    there was no room for the sums."""
     biased_cka: np.ndarray = column()
     """[row] biased linear CKA, for comparison with papers only."""
     procrustes: np.ndarray = column("rad")
@@ -122,7 +127,8 @@ delta cosine = mean cosine of what attention or MLP adds with the stream that en
         return (
             f"The residual stream moved most at {self.site[worst]}: by "
             f"{self.relative_l2[worst]:.1%} of the base norm "
-            f"({self.low[worst]:.1%} to {self.high[worst]:.1%}), with CKA {self.cka[worst]:.3f}; "
+            f"({self.low[worst]:.1%} to {self.high[worst]:.1%}), "
+            f"with CKA {shown(float(self.cka[worst]), 3)}; "
             f"the first site that moved is {self.site[first]}."
         )
 
@@ -184,6 +190,8 @@ class Drift(Metric[DriftResult]):
         self.wants = Wants(frozenset(PARTS), layers)
         self.seed = seed
         self.sites: tuple[Site, ...] = ()
+        self.compared: frozenset[Site] = frozenset()
+        self.with_first: frozenset[Site] = frozenset()
         self.share = 1.0
         self.lengths = PerDocument(0)
         self.totals = PerDocument(0)
@@ -202,7 +210,9 @@ class Drift(Metric[DriftResult]):
                 getattr(model, "has", lambda _: True)(site) for model in (pair.base, pair.aligned)
             )
         )
-        self.share = _affordable(pair, len(self.sites), encoder.tokens)
+        room = SUMS_BYTES // (3 * 8 * pair.width**2)
+        self.compared, self.with_first = _roomy(self.sites, room)
+        self.share = _affordable(pair, len(self.compared), encoder.tokens)
         # Only what has an interval is kept by document; all else is one row for each site.
         self.lengths = PerDocument(2 * len(self.sites))
         self.totals = PerDocument(2 * len(SUMS))
@@ -218,8 +228,9 @@ class Drift(Metric[DriftResult]):
         entering = None
         for site in self.sites:
             view = _View(site, *frame.both(site))
-            self.rest[str(site)].update(view.base[some], view.aligned[some])
-            if view.is_stream:
+            if site in self.compared:
+                self.rest[str(site)].update(view.base[some], view.aligned[some])
+            if site in self.with_first:
                 self.first[str(site)].update(view.base[here], view.aligned[here])
             table.append(view.sums(entering))
             rest = view.difference.index_fill(0, here, 0.0)
@@ -244,9 +255,9 @@ class Drift(Metric[DriftResult]):
         interval = bootstrap(lengths[..., 0], lengths[..., 1], seed=self.seed, clusters=clusters)
         count = rest["tokens"]
         shift = np.linalg.norm(self._of_sites(self.shift), axis=1)
-        sampled = max((self.rest[name].count for name in self._names()), default=0)
-        alike = np.array([_alike(self.rest[name]) for name in self._names()])
-        with_first = np.array([self._alike_with_first(name) for name in self._names()])
+        sampled = max((self.rest[name].count for name in self.rest), default=0)
+        alike = np.array([_alike(self._seen(name)) for name in self._names()])
+        with_first = np.array([_alike(self._seen_with_first(name)) for name in self._names()])
         with np.errstate(invalid="ignore", divide="ignore"):
             return DriftResult.of(
                 site=self._names(),
@@ -280,17 +291,25 @@ class Drift(Metric[DriftResult]):
         """[site, column] sums that are kept by the number of the site; 0 before any frame."""
         return kept.sums if len(kept.documents) else np.zeros((len(self.sites), kept.columns))
 
-    def _alike_with_first(self, name: str) -> tuple[float, float, float]:
+    def _seen(self, name: str) -> CrossMoments | None:
+        return self.rest.parts.get(name)
+
+    def _seen_with_first(self, name: str) -> CrossMoments | None:
         if name not in self.first:
-            return (np.nan,) * 3
+            return None
         rest = self.rest[name]
-        return _alike(rest.empty().merge(rest).merge(self.first[name]))
+        return rest.empty().merge(rest).merge(self.first[name])
 
     def _notes(self, n: int) -> tuple[str, ...]:
         d = self.pair.width
         notes = [f"CKA and Procrustes from n = {n} tokens of d = {d} dimensions."]
         if self.share < 1:
             notes.append(f"They look at an even sample of {self.share:.1%} of the tokens.")
+        if len(self.compared) < len(self.sites):
+            notes.append(
+                f"In so wide a stream the sums of all {len(self.sites)} sites would not fit: CKA "
+                f"and Procrustes are taken at {len(self.compared)}. Choose them with --layers."
+            )
         if n < 4 * d:
             notes.append("n is under 4 d: Procrustes angles are then too small.")
         return tuple(notes)
@@ -334,10 +353,29 @@ def _precise(stream: Tensor) -> Tensor:
     return stream if stream.dtype == torch.float64 else stream.float()
 
 
-def _alike(sums: CrossMoments) -> tuple[float, float, float]:
-    """CKA, biased CKA and Procrustes."""
+def _alike(sums: CrossMoments | None) -> tuple[float, float, float]:
+    """CKA, biased CKA and Procrustes; NaN of a site that was not compared."""
+    if sums is None:
+        return (np.nan,) * 3
     sums = sums.settled()
     return sums.cka(), sums.biased_cka(), sums.procrustes()
+
+
+def _roomy(sites: Sequence[Site], room: int) -> tuple[frozenset[Site], frozenset[Site]]:
+    """Where CKA and Procrustes are taken, and where with the first token too.
+
+    Args:
+        sites: All that are looked at.
+        room: For how many of them there is room. If not for all, the residual stream goes first;
+            if not for all of that, evenly spaced places of it up to the last.
+    """
+    streams = [site for site in sites if site.part in ("in", "out")]
+    if room >= len(sites) + len(streams):
+        return frozenset(sites), frozenset(streams)
+    if room >= 2 * len(streams):
+        return frozenset(streams), frozenset(streams)
+    places = np.linspace(0, len(streams) - 1, max(1, min(room, len(streams)))).round().astype(int)
+    return frozenset(streams[-1 - place] for place in places), frozenset()
 
 
 def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
