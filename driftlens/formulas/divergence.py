@@ -60,7 +60,9 @@ def gold(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         [row] log-probability, at most 0; NaN where a logit is NaN or +inf.
     """
-    parts = [_gold(Weights.of(logits[rows]), target[rows]) for rows in _slices(logits)]
+    learnt = logits.requires_grad and torch.is_grad_enabled()
+    room = None if learnt else _room(logits)
+    parts = [_gold(Weights.of(logits[rows], room), target[rows]) for rows in _slices(logits)]
     return torch.cat(parts)
 
 
@@ -141,8 +143,15 @@ def compare(
             Shared.of(shared[0].to(base.device), base.shape[-1]),
             Shared.of(shared[1].to(base.device), aligned.shape[-1]),
         )
+    rooms = _room(base), _room(aligned)
     parts = [
-        _compare(base[rows], aligned[rows], base_target[rows], aligned_target[rows], ids)
+        _compare(
+            Weights.of(base[rows], rooms[0]),
+            Weights.of(aligned[rows], rooms[1]),
+            base_target[rows],
+            aligned_target[rows],
+            ids,
+        )
         for rows in _slices(base)
     ]
     return Comparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -159,7 +168,11 @@ def lens(base: Tensor, aligned: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [row] KL and [row] Jensen-Shannon divergence, in nats.
     """
-    parts = [_lens(base[rows], aligned[rows]) for rows in _slices(base)]
+    rooms = _room(base), _room(aligned)
+    parts = [
+        _lens(Weights.of(base[rows], rooms[0]), Weights.of(aligned[rows], rooms[1]))
+        for rows in _slices(base)
+    ]
     kl_base_aligned, divergence = (torch.cat(column) for column in zip(*parts, strict=True))
     return kl_base_aligned, divergence
 
@@ -175,7 +188,11 @@ def gap(layer: Tensor, final: Tensor) -> Tensor:
     Returns:
         [row] KL, in nats.
     """
-    parts = [_kl(Weights.of(layer[rows]), Weights.of(final[rows])) for rows in _slices(layer)]
+    rooms = _room(layer), _room(final)
+    parts = [
+        _kl(Weights.of(layer[rows], rooms[0]), Weights.of(final[rows], rooms[1]))
+        for rows in _slices(layer)
+    ]
     return torch.cat(parts)
 
 
@@ -195,12 +212,17 @@ class Weights(NamedTuple):
     """[row] sum of the weights; NaN where there is no distribution."""
 
     @classmethod
-    def of(cls, logits: Tensor) -> "Weights":
-        """The weights of [row, vocab] logits."""
+    def of(cls, logits: Tensor, room: "Room | None" = None) -> "Weights":
+        """The weights of [row, vocab] logits, in a room that the next slice may use again."""
         logits = _at_least_float32(logits)
         # Which one is greatest costs ten times as much to find as how great it is.
-        below = logits - logits.amax(-1, keepdim=True)
-        weight = below.exp()
+        top = logits.amax(-1, keepdim=True)
+        if room is None:
+            below = logits - top
+            weight = below.exp()
+        else:
+            below = torch.sub(logits, top, out=room[0][: len(logits)])
+            weight = torch.exp(below, out=room[1][: len(logits)])
         return cls(logits, below, weight, weight.sum(-1))
 
     def mean(self, values: Tensor) -> Tensor:
@@ -235,13 +257,12 @@ class Shared(NamedTuple):
 
 
 def _compare(
-    base: Tensor,
-    aligned: Tensor,
+    b: Weights,
+    a: Weights,
     base_target: Tensor,
     aligned_target: Tensor,
     ids: tuple[Shared, Shared] | None,
 ) -> Comparison:
-    b, a = Weights.of(base), Weights.of(aligned)
     numbers = {
         "base_logprob": _gold(b, base_target),
         "aligned_logprob": _gold(a, aligned_target),
@@ -267,8 +288,7 @@ def _compare(
     )
 
 
-def _lens(base: Tensor, aligned: Tensor) -> tuple[Tensor, Tensor]:
-    b, a = Weights.of(base), Weights.of(aligned)
+def _lens(b: Weights, a: Weights) -> tuple[Tensor, Tensor]:
     return _kl(b, a), _js(b.weight.div_(b.total[:, None]), a.weight.div_(a.total[:, None]))
 
 
@@ -297,10 +317,27 @@ def _js(p: Tensor, q: Tensor) -> Tensor:
     return (toward_p + torch.linalg.vecdot(q, tilt.neg_().log1p_())) / 2
 
 
-def _slices(logits: Tensor) -> Iterator[slice]:
-    """Slices of rows whose temporaries fit a cache, or an accelerator's spare memory."""
+Room = tuple[Tensor, Tensor]
+"""Two temporaries of [row, vocab] that every slice of some logits uses in its turn."""
+
+
+def _room(logits: Tensor) -> Room:
+    # New temporaries for every slice cost more than the exponentials that they hold.
+    shape = (min(_rows(logits), len(logits)), logits.shape[-1])
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    first, second = (torch.empty(shape, dtype=kind, device=logits.device) for _ in range(2))
+    return first, second
+
+
+def _rows(logits: Tensor) -> int:
+    """How many rows have temporaries that fit a cache, or an accelerator's spare memory."""
     entries = 2**18 if logits.device.type == "cpu" else 2**25
-    rows = max(1, entries // logits.shape[-1])
+    return max(1, entries // logits.shape[-1])
+
+
+def _slices(logits: Tensor) -> Iterator[slice]:
+    """Slices of so many rows."""
+    rows = _rows(logits)
     # An empty batch is one empty slice, so that there is something to concatenate.
     return (slice(start, start + rows) for start in range(0, max(1, len(logits)), rows))
 
