@@ -363,7 +363,7 @@ BROKEN = {
     "a folder without a model": (lambda place: place.mkdir() or place, 3, "no config.json"),
     "a folder without weights": (without_weights, 3, "no weights"),
     "a pickled checkpoint": (pickled, 3, "only pytorch_model.bin, a pickle"),
-    "another depth": (saved("llama", num_hidden_layers=2), 2, "the same blocks"),
+    "another depth": (saved("llama", num_hidden_layers=2), 2, "the same number of blocks"),
     "another width": (
         saved("llama", hidden_size=16, head_dim=8, intermediate_size=8), 2, "the same width",
     ),

@@ -192,6 +192,14 @@ class SelectiveForgetting(Metric[SelectiveForgettingResult]):
         super().begin(pair, encoder)
         self.shared = _shared(encoder)
 
+    def _beginnings(self) -> tuple[str, ...]:
+        if self.encoder.begin and self.pair.base.tokenizer.bos_token_id is None:
+            return (
+                "The tokenizer has no beginning-of-text token: first tokens are not scored, "
+                "which StereoSet's authors do.",
+            )
+        return ()
+
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
         base, aligned = frame.likelihoods
@@ -244,7 +252,7 @@ class SelectiveForgetting(Metric[SelectiveForgettingResult]):
             base_crows=boot(partial(table.crows, "base")),
             aligned_crows=boot(partial(table.crows, "aligned")),
             groups=len(table.term),
-            notes=_notes(triples, table, self.pair.base.causal),
+            notes=(*_notes(triples, table, self.pair.base.causal), *self._beginnings()),
             **scores,
             **_terms(table, parts),
         )

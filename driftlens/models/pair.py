@@ -38,7 +38,7 @@ class ModelPair:
     aligned: Model
 
     def __post_init__(self) -> None:
-        for what, name in (("blocks", "depth"), ("width", "width"), ("use", "causal")):
+        for what, name in (("number of blocks", "depth"), ("width", "width"), ("use", "causal")):
             ours, theirs = getattr(self.base, name), getattr(self.aligned, name)
             if ours != theirs:
                 raise DriftlensError(
