@@ -81,7 +81,8 @@ telescoping sum.
 
     def headline(self) -> str:
         """The shortest run of stages that carries most of the rise."""
-        if not self.above_floor("total") or self.total.value <= 0:
+        # What may be no loss at all, or is a gain, has no place.
+        if not self.above_floor("total") or self.total.value <= 0 or self.total.low <= 0:
             return ""
         for length in range(1, len(self.stage)):
             sums = np.convolve(self.of_total, np.ones(length), "valid")

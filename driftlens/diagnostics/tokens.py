@@ -11,7 +11,17 @@ from driftlens.formulas.streams import PerDocument, Rows
 from driftlens.formulas.words import KINDS, kinds
 from driftlens.metric import Metric
 from driftlens.models import Frame
-from driftlens.results import DocumentView, Result, TextView, TokenView, column, fact, figures
+from driftlens.results import (
+    DocumentView,
+    Estimate,
+    Result,
+    TextView,
+    TokenView,
+    column,
+    fact,
+    figures,
+    value,
+)
 
 ROWS = 200_000
 """Tokens that are kept one by one."""
@@ -176,6 +186,9 @@ special. rise = mean rise in loss over the kind's tokens; of_loss = the kind's p
 rise. Intervals: 95 % bootstrap over documents.
 """.strip()
 
+    total: Estimate = value("nats/token")
+    """Mean rise in loss over all kinds."""
+
     token_kind: np.ndarray = column()
     """[row] the kind."""
     tokens: np.ndarray = column("tokens")
@@ -191,7 +204,7 @@ rise. Intervals: 95 % bootstrap over documents.
     of_loss: np.ndarray = column("of the rise")
     """[row] part of the whole rise; NaN where there is none."""
 
-    near_zero: ClassVar[tuple[str, ...]] = ("rise",)
+    near_zero: ClassVar[tuple[str, ...]] = ("total", "rise")
 
     def summary(self) -> str:
         """The kind that lost most a token, and those that carry most of the loss."""
@@ -206,7 +219,8 @@ rise. Intervals: 95 % bootstrap over documents.
 
     def headline(self) -> str:
         """The kinds that together carry most of the loss, and the one that lost most a token."""
-        if not np.isfinite(self.of_loss).all() or not (self.rise > self.floor.get("rise", 0)).any():
+        # What may be no loss at all, or is a gain, is not divided among kinds.
+        if not self.total.value > self.floor.get("total", 0.0) or self.total.low <= 0:
             return ""
         order = np.argsort(-self.of_loss, kind="stable")
         enough = int(np.searchsorted(np.cumsum(self.of_loss[order]), 0.5)) + 1
@@ -259,8 +273,11 @@ class TokenKinds(Metric[TokenKindsResult]):
         clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
         found = bootstrap(sums[..., 1], sums[..., 0], seed=self.seed, clusters=clusters)
         tokens, rise, loss = sums.sum(0).T
+        whole = sums.sum(1)
+        total = bootstrap(whole[:, 1], whole[:, 0], seed=self.seed, clusters=clusters)
         with np.errstate(invalid="ignore", divide="ignore"):
             return TokenKindsResult.of(
+                total=Estimate(*map(float, total)),
                 token_kind=[KINDS[i] for i in present],
                 tokens=tokens.astype(np.int64),
                 rise=found.estimate,
