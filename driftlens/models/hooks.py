@@ -52,11 +52,16 @@ class HookedModel:
         """Where it reads its token ids."""
         return self.net.get_input_embeddings().weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.body.parameters()).dtype
+
     @cached_property
     def vocabulary(self) -> int:
         """How many logits it gives."""
-        dtype = next(self.body.parameters()).dtype
-        return self.readout(torch.zeros(1, self.width, device=self.device, dtype=dtype)).shape[-1]
+        stream = torch.zeros(1, self.width, device=self.device, dtype=self.dtype)
+        return self.readout(stream).shape[-1]
 
     @cached_property
     def residual_identity(self) -> bool:
