@@ -354,7 +354,7 @@ def test_two_pairs_may_share_a_net():
 
 @pytest.mark.parametrize(
     ("what", "changes"),
-    [("blocks", {"num_hidden_layers": 2}), ("width", {"hidden_size": 48, "head_dim": 8})],
+    [("number of blocks", {"num_hidden_layers": 2}), ("width", {"hidden_size": 48, "head_dim": 8})],
 )
 def test_models_of_another_shape_are_no_pair(what, changes):
     with pytest.raises(DriftlensError, match=f"same {what}, found llama with .* with .*Compare"):

@@ -385,7 +385,7 @@ def _roomy(sites: Sequence[Site], room: int) -> tuple[frozenset[Site], frozenset
 def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
     """The share of tokens at which the d × d sums of all sites cost `SHARE` of the run."""
     d = pair.width
-    run = 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
+    run: float = 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
     if getattr(pair.base, "dtype", torch.float32) in (torch.bfloat16, torch.float16):
         run /= FASTER.get(getattr(pair.base, "device", torch.device("cpu")).type, 1.0)
     sums = BESIDES * 2 * 3 * d * d * sites
