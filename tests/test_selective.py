@@ -10,6 +10,7 @@ import torch
 
 import nets
 from driftlens.diagnostics import SelectiveForgetting
+from driftlens.diagnostics.selective import SUMS
 from driftlens.formulas.stereotype import shared_spans
 from driftlens.metric import measure
 from driftlens.models import ModelPair
@@ -232,7 +233,35 @@ def test_masked_models_are_scored_by_the_tokens_that_differ():
     triples = [("t", "The river is ", ("deep.", "cold.", "late."))] * 2
     result = found(pack_of(triples), masked)
     assert np.isfinite([result.base_ss.value, result.base_icat.value, result.common.value]).all()
-    assert "masked" in result.notes[0]
+    assert "Masked models" in result.notes[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_masked_model_fills_in_the_differing_words_as_stereosets_authors_let_it(family):
+    masked = nets.pair(family)
+    triples = [("t", "The river was ", ("deeper now.", "colder now.", "late now."))]
+    pack = pack_of(triples)
+    metric = SelectiveForgetting()
+    measure(masked, pack, [metric])
+    words, net = masked.base.tokenizer, masked.base.net
+    fills = ("deeper", "colder", "late")
+    for number, (example, fill) in enumerate(zip(pack.examples, fills, strict=True)):
+        encoded = words(example.text, return_offsets_mapping=True)
+        ids, start = encoded["input_ids"], example.text.index(fill)
+        own = [
+            place
+            for place, (first, last) in enumerate(encoded["offset_mapping"])
+            if last > start and first < start + len(fill) and last > first
+        ]
+        scores = []
+        for place in own:
+            shown = [*ids[:place], words.mask_token_id, *ids[own[-1] + 1 :]]
+            with torch.no_grad():
+                guess = net(input_ids=torch.tensor([shown])).logits[0, place].softmax(-1)
+            scores.append(float(guess[ids[place]]))
+        row = dict(zip(SUMS, metric.sums.sums[number], strict=True))
+        assert row["own_tokens"] == len(own) > 1
+        assert row["base_own"] == pytest.approx(sum(scores), rel=1e-4)
 
 
 def test_units_of_two_tokenizers_share_what_reads_the_same():

@@ -76,6 +76,25 @@ class Batch:
         one = slice(number, number + 1)
         return Batch(self.ids[one, :width], self.mask[one, :width], closing, target, owner)
 
+    def without(self, rows: Tensor, tokens: Tensor, last: Tensor) -> "Batch":
+        """For each of some tokens a copy of its row that leaves out what follows, up to another.
+
+        Args:
+            rows: [copy] number of the row.
+            tokens: [copy] the token that is scored in the copy, and the last before the gap.
+            last: [copy] the last token that is left out.
+        """
+        widths = self.mask.sum(1).tolist()
+        copies = [
+            torch.cat([self.ids[row, : token + 1], self.ids[row, end + 1 : widths[row]]])
+            for row, token, end in zip(*map(Tensor.tolist, (rows, tokens, last)), strict=True)
+        ]
+        ids = torch.nn.utils.rnn.pad_sequence(copies, batch_first=True)
+        lengths = torch.tensor([len(copy) for copy in copies], device=ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        number = torch.arange(len(copies), device=ids.device)
+        return Batch(ids, mask, (number[:0], number[:0]), (number, tokens), number)
+
     @property
     def _places(self) -> tuple[Place, Place]:
         return self.closing, self.target
