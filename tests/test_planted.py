@@ -14,6 +14,7 @@ from driftlens.diagnostics import (
     Drift,
     Forgetting,
     LayerForgetting,
+    LayerForgettingResult,
     Lens,
     TokenForgetting,
     TokenKinds,
@@ -346,3 +347,26 @@ def test_where_sums_do_not_fit_cka_is_taken_of_the_stream_and_said_so(monkeypatc
         np.testing.assert_array_equal(result.relative_l2, whole.relative_l2)
         assert f"taken at {len(expected)}" in result.notes[1]
         assert result.figure() is not None
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ([0, 0, 9, 0, 0, 1], "90% of it in block 1"),
+        ([0, 0, 4, 4, 0, 2], "80% of it in blocks 1–2"),
+        ([0, 5, 0, 0, 1, 4], "90% of it in block 0 and the head"),
+        ([6, 0, 1, 4, 0, -1], "60% of it in the embedding"),
+        ([2, 2, 2, 2, 2, 2], ""),
+    ],
+)
+def test_the_fewest_stages_that_carry_most_are_named(shares, said):
+    shares = np.array(shares) / sum(shares)
+    result = LayerForgettingResult.of(
+        total=(1.0, 0.9, 1.1), residual=0.0, residual_backward=0.0,
+        stage=["embed", "0", "1", "2", "3", "head"],
+        share=shares, low=shares, high=shares,
+        share_backward=shares, low_backward=shares, high_backward=shares,
+        mean_share=shares, of_total=shares,
+    )  # fmt: skip
+    assert result.headline() == said
+    assert "nan" not in result.summary()

@@ -16,7 +16,7 @@ from driftlens.results import Estimate, Result, column, figures, value
 WANTS = Wants(frozenset({"out"}), None, causal=True, same_tokens=True)
 
 MOSTLY = 0.6
-"""The share of the loss that a run of blocks must carry to be named as its place."""
+"""The share of the loss that stages must carry together to be named as its place."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,23 @@ telescoping sum.
 
     def summary(self) -> str:
         """The place of most of the rise, and what the sum leaves."""
-        found = self.headline() or "no run of blocks carries most of it"
+        found = self.headline() or "no few stages carry most"
         return (
             f"Of a rise of {self.total} nats a token, {found.replace(' of it', '')}; the shares "
             f"add up to it with a residual of {self.residual.value:.1e}."
         )
 
     def headline(self) -> str:
-        """The shortest run of stages that carries most of the rise."""
+        """The fewest stages that together carry most of the rise."""
         # What may be no loss at all, or is a gain, has no place.
         if not self.above_floor("total") or self.total.value <= 0 or self.total.low <= 0:
             return ""
-        for length in range(1, len(self.stage)):
-            sums = np.convolve(self.of_total, np.ones(length), "valid")
-            best = int(sums.argmax())
-            if sums[best] >= MOSTLY:
-                return f"{sums[best]:.0%} of it in {_named(self.stage[best : best + length])}"
-        return ""
+        order = np.argsort(-self.of_total, kind="stable")
+        enough = int(np.searchsorted(np.cumsum(self.of_total[order]), MOSTLY)) + 1
+        if enough > len(order) / 2:
+            return ""
+        mine = np.sort(order[:enough])
+        return f"{self.of_total[mine].sum():.0%} of it in {_named(self.stage, mine)}"
 
     def figure(self):
         """Shares by stage, with the other order beside them."""
@@ -271,14 +271,23 @@ def _windows(frame: Frame) -> np.ndarray:
     return np.repeat(np.arange(len(fresh)), fresh)[frame.units.scored]
 
 
-def _named(stages: np.ndarray) -> str:
-    """How a run of stages is called."""
-    if len(stages) == 1:
-        stage = stages[0]
-        return {"embed": "the embedding", "head": "the head"}.get(stage, f"block {stage}")
-    first, last = stages[0], stages[-1]
-    if first == "embed":
-        return f"the embedding and blocks up to {last}"
-    if last == "head":
-        return f"blocks {first} to the head"
-    return f"blocks {first}–{last}"
+def _named(stages: np.ndarray, places: np.ndarray) -> str:
+    """How some stages are called, blocks that stand together in one."""
+    blocks = [int(stages[place]) for place in places if stages[place] not in ("embed", "head")]
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    spans = [f"{run[0]}–{run[-1]}" if run[1:] else f"{run[0]}" for run in runs]
+    found = ["the embedding"] if "embed" in stages[places] else []
+    if spans:
+        found.append(f"block{'s' if blocks[1:] else ''} {_listed(spans)}")
+    if "head" in stages[places]:
+        found.append("the head")
+    return _listed(found)
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
