@@ -162,8 +162,10 @@ class HookedModel:
         inputs: dict[str, Any] = {"input_ids": batch.ids, **_off(self.body)}
         if not bool(batch.mask.all()):
             inputs["attention_mask"] = batch.mask.long()
-        # Masked models count places from an offset of their own and from the right mask alone.
-        if self.causal and _accepts(self.body, "position_ids"):
+        # Places are told only where they differ from what a model counts by itself: told, they
+        # are searched for packed texts. Masked models count from an offset of their own.
+        left = not bool(batch.mask[:, 0].all())
+        if left and self.causal and _accepts(self.body, "position_ids"):
             inputs["position_ids"] = batch.positions
         return inputs
 
