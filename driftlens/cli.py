@@ -4,9 +4,10 @@ import json
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -69,6 +70,16 @@ Identical = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
 
+LOADING = (
+    "device",
+    "dtype",
+    "revision",
+    "aligned_revision",
+    "trust_remote_code",
+    "attn_implementation",
+)
+"""Options that loading takes by their own names. A command declares them; `_load` reads them."""
+
 
 def main() -> None:
     """Run the command line, and leave with what a caller can act on.
@@ -89,13 +100,25 @@ def main() -> None:
         _fail(f"expected memory for both models, found less. {remedy}", 2)
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """An interrupt while there is nothing yet to keep is told of in a line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Not raised on: the library of the command line would leave without a word.
+        _fail("interrupted; nothing was written", 130)
+
+
 @app.callback()
 def about() -> None:
     """Where, and by what, an aligned language model drifted from its base."""
 
 
 @app.command()
+@_told()
 def report(
+    context: typer.Context,
     base: Base,
     aligned: Aligned,
     text: Text = None,
@@ -150,20 +173,10 @@ def report(
     out = out or Path("reports") / f"{_slug(base)}-{_slug(aligned)}"
     _try(out, overwrite or resume)
     partial = Partial(out, resume=resume)
-    bounds = [_bound(text) for text in fail_on or []]
+    bounds = [Bound.of(text) for text in fail_on or []]
     packs = _packs(text, pack, limit)
-    pair = _load(
-        base,
-        aligned,
-        quiet,
-        offline,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        aligned_revision=aligned_revision,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-    )
+    _check_given(bounds, packs)
+    pair = _load(context)
     from . import doctor, suite
     from .report import Report
 
@@ -181,7 +194,8 @@ def report(
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     title = f"{_called(pair.base.name)} → {_called(pair.aligned.name)}"
     page = Report(title, results, checks, about)
-    written = page.write(out, overwrite=overwrite or resume, formats=formats)
+    with _kept(out):
+        written = page.write(out, overwrite=overwrite or resume, formats=formats)
     partial.remove()
     if as_json:
         typer.echo((Path(out) / "results.json").read_text("utf-8"))
@@ -189,13 +203,15 @@ def report(
         if not quiet:
             typer.echo(page.verdict(), err=True)
         typer.echo(written)
-    crossed = [said for said, holds in bounds if holds(results)]
+    crossed = [bound.said for bound in bounds if bound.crossed(results)]
     if crossed:
         _fail(f"threshold crossed: {'; '.join(crossed)}", 1)
 
 
 @app.command()
+@_told()
 def doctor(
+    context: typer.Context,
     base: Base,
     aligned: Aligned,
     text: Text = None,
@@ -215,18 +231,7 @@ def doctor(
 ) -> None:
     """Run the gates that a report runs first, and the noise floor; measure nothing else."""
     packs = _packs(text, pack, limit)
-    pair = _load(
-        base,
-        aligned,
-        quiet,
-        offline,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        aligned_revision=aligned_revision,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-    )
+    pair = _load(context)
     from . import doctor, suite
 
     checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
@@ -329,15 +334,26 @@ def _within(file: str, name: str) -> str:
     return f"{Path(file).resolve().parent.name}/{name}"
 
 
-def _load(base: str, aligned: str, quiet: bool, offline: bool, **options: Any) -> "ModelPair":
+def _load(context: typer.Context) -> "ModelPair":
+    """The pair that a command was asked for, by the options that every such command has."""
     import transformers
 
     from .models import ModelPair
 
+    asked = context.params
     transformers.logging.set_verbosity_error()
-    if quiet or not sys.stderr.isatty():
+    if asked["quiet"] or not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    return ModelPair.load(base, aligned, local_files_only=offline or None, **options)
+    with warnings.catch_warnings(record=True) as warned:
+        pair = ModelPair.load(
+            asked["base"],
+            asked["aligned"],
+            local_files_only=asked["offline"] or None,
+            **{name: asked[name] for name in LOADING},
+        )
+    for warning in [] if asked["quiet"] else warned:
+        typer.secho(f"warning: {warning.message}", err=True, fg="yellow")
+    return pair
 
 
 def _run(
@@ -422,19 +438,26 @@ def _stoppable(partial: Any, out: Path) -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield
-    except KeyboardInterrupt:
-        # Not raised on: the library of the command line would leave without a word.
-        _fail(
-            "interrupted; what was finished is kept: give the same command with --resume "
-            f"to go on with {out}",
-            130,
-        )
+        with _kept(out):
+            yield
     except DriftlensError:
         partial.tidy()
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _kept(out: Path) -> Iterator[None]:
+    """An interrupt once something is measured is told of with how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(
+            "interrupted; what was finished is kept: give the same command with --resume "
+            f"to go on with {out}",
+            130,
+        )
 
 
 @contextmanager
@@ -518,58 +541,102 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def _bound(text: str) -> tuple[str, Callable[[Sequence["Result"]], bool]]:
-    """A threshold as the caller wrote it, and whether results cross it."""
-    match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
-    try:
-        limit = float(match[4]) if match else None
-    except ValueError:
-        limit = None
-    if match is None or limit is None:
-        raise DriftlensError(
-            "a threshold as 'forgetting.loss_rise>0.1'",
-            found=repr(text),
-            remedy="Write kind, value, comparison and number.",
-        )
-    kind, name, sign = match[1], match[2], match[3]
-    _check_value(kind, name)
+@dataclass(frozen=True)
+class Bound:
+    """A threshold on a value of some kind of result, and how the caller wrote it."""
 
-    def holds(results: Sequence["Result"]) -> bool:
-        mine = [result for result in results if result.kind == kind]
+    said: str
+    kind: str
+    name: str
+    sign: str
+    limit: float
+
+    @classmethod
+    def of(cls, text: str) -> "Bound":
+        """Read what the caller wrote; the value must be one that some report holds."""
+        match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
+        try:
+            limit = float(match[4]) if match else None
+        except ValueError:
+            limit = None
+        if match is None or limit is None:
+            raise DriftlensError(
+                "a threshold as 'forgetting.loss_rise>0.1'",
+                found=repr(text),
+                remedy="Write kind, value, comparison and number.",
+            )
+        _check_value(match[1], match[2])
+        return cls(text.strip(), match[1], match[2], match[3], limit)
+
+    def crossed(self, results: Sequence["Result"]) -> bool:
+        """Whether any result of its kind crosses it.
+
+        Raises:
+            DriftlensError: There is none, or its value is undefined.
+        """
+        mine = [result for result in results if result.kind == self.kind]
         if not mine:
             raise DriftlensError(
-                f"a result of kind {kind} to hold against {text!r}",
+                f"a result of kind {self.kind} to hold against {self.said!r}",
                 found=f"only {', '.join(sorted({r.kind for r in results}))}",
-                remedy="Show the models a pack that gives one.",
+                remedy="The report's checks say what this pair leaves out: hold another value.",
             )
-        numbers = [result.estimates()[name].value for result in mine]
+        numbers = [result.estimates()[self.name].value for result in mine]
         if any(number != number for number in numbers):
             raise DriftlensError(
-                f"a number to hold against {text!r}",
-                found=f"{kind}.{name} is undefined here",
+                f"a number to hold against {self.said!r}",
+                found=f"{self.kind}.{self.name} is undefined here",
                 remedy="Choose another value, or give more text.",
             )
-        return any(_COMPARE[sign](number, limit) for number in numbers)
+        return any(_COMPARE[self.sign](number, self.limit) for number in numbers)
 
-    return text.strip(), holds
+
+def _check_given(bounds: Sequence[Bound], packs: Sequence["Pack"]) -> None:
+    """Before anything is loaded: whether the packs can give what is to be held against bounds."""
+    if not bounds:
+        return
+    from .packs import Pack, names
+
+    given = _values()
+    for bound in bounds:
+        value = f"{bound.kind}.{bound.name}"
+        if not any(value in given[pack.kind] for pack in packs):
+            givers = [kind for kind, values in given.items() if value in values]
+            shipped = [name for name in names() if Pack.load(name).kind in givers]
+            raise DriftlensError(
+                f"a pack that gives {bound.kind}, to hold it against {bound.said!r}",
+                found=", ".join(f"{pack.name} of kind {pack.kind}" for pack in packs),
+                remedy=f"Add one of kind {' or '.join(givers)}, as --pack {shipped[0]}.",
+            )
 
 
 def _check_value(kind: str, name: str) -> None:
-    from . import suite
-    from .results import kinds
-
-    assert suite, "its kinds of results are known once it is imported"
-    values = {
-        k: [n for n, f in cls.__dataclass_fields__.items() if f.metadata.get("role") == "value"]
-        for k, cls in kinds().items()
-    }
-    known = [f"{k}.{n}" for k, names in values.items() for n in names]
+    known = list(dict.fromkeys(value for values in _values().values() for value in values))
     if f"{kind}.{name}" not in known:
         raise DriftlensError(
             "a value that a report holds: " + ", ".join(known),
             found=f"{kind}.{name}",
             remedy="Give one of these to --fail-on.",
         )
+
+
+def _values() -> dict[str, list[str]]:
+    """For each kind of pack, the values that a report can hold of it, as `kind.name`."""
+    from typing import get_type_hints
+
+    from . import doctor, suite
+
+    found = {}
+    for pack, plan in suite.PLAN.items():
+        metrics = plan(suite.Options())
+        results = [get_type_hints(metric.compute)["return"] for metric in metrics]
+        found[pack] = [
+            f"{result.kind}.{name}"
+            for result in [*results, doctor.NoiseFloorResult]
+            for name, field in result.__dataclass_fields__.items()
+            if field.metadata.get("role") == "value"
+        ]
+    return found
 
 
 def _called(name: str) -> str:

@@ -24,6 +24,9 @@ KINDS = ("text", "stereotype")
 ROLES = ("stereotype", "anti_stereotype", "unrelated")
 """What the sentences of a group in a stereotype pack can be to it."""
 
+SIDES = frozenset(ROLES[:2])
+"""The roles that every group needs."""
+
 STANDARD = ("world", "everyday", "stereotypes")
 """The shipped packs that a report takes when none is named."""
 
@@ -158,7 +161,7 @@ def _checked(pack: Pack) -> Pack:
 
 
 def _check_groups(pack: Pack) -> None:
-    """Raise unless some group has both sides, and each at most one sentence of each role."""
+    """Raise unless some group has both sides, and those that do are all triples or all pairs."""
     roles: dict[object, list[str]] = {}
     for example in pack.examples:
         roles.setdefault(example.group, []).append(example.role)
@@ -169,11 +172,19 @@ def _check_groups(pack: Pack) -> None:
                 found=f"{', '.join(role or 'no role' for role in held)} in group {group!r}",
                 remedy="Give each triple a `group` of its own, and each sentence its `role`.",
             )
-    if not any({"stereotype", "anti_stereotype"} <= set(held) for held in roles.values()):
+    whole = {group: held for group, held in roles.items() if set(held) >= SIDES}
+    if not whole:
         raise DriftlensError(
             f"a stereotype and its opposite in a group of {pack.name}",
             found="no group with both",
             remedy="Give the sentences that belong together the same `group`.",
+        )
+    pairs = [group for group, held in whole.items() if "unrelated" not in held]
+    if 0 < len(pairs) < len(whole):
+        raise DriftlensError(
+            f"an unrelated sentence in every group of {pack.name}, or in none",
+            found=f"none in {len(pairs)} of {len(whole)} groups, as in group {pairs[0]!r}",
+            remedy="Add one to each, or put triples and pairs into packs of their own.",
         )
 
 

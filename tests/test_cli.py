@@ -12,6 +12,7 @@ import jsonschema
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import nets
 from driftlens import cli, partial
@@ -161,6 +162,59 @@ def test_the_shipped_packs_are_listed(driftlens):
     assert "* everyday" in out
 
 
+@pytest.mark.parametrize("command", ["report", "doctor"])
+def test_options_of_loading_reach_the_load(command, driftlens, monkeypatch):
+    seen = []
+
+    def load(*names, **options):
+        seen.append((names, options))
+        raise cli.DriftlensError("no model", found="one", remedy="Go home.")
+
+    monkeypatch.setattr("driftlens.models.ModelPair.load", load)
+    named = {
+        "device": "cuda:7",
+        "dtype": "float64",
+        "revision": "r",
+        "aligned_revision": "s",
+        "attn_implementation": "eager",
+    }
+    args = [part for name, what in named.items() for part in ("--" + name.replace("_", "-"), what)]
+    code, _, _ = driftlens(command, "a", "b", *args, "--trust-remote-code", "--offline")
+    assert code == 2
+    driftlens(command, "a", "b")
+    first, second = seen
+    assert first == (("a", "b"), named | {"trust_remote_code": True, "local_files_only": True})
+    assert second[1] == {
+        "device": "auto",
+        "dtype": "auto",
+        "revision": None,
+        "aligned_revision": None,
+        "trust_remote_code": False,
+        "attn_implementation": "sdpa",
+        "local_files_only": None,
+    }
+
+
+@pytest.mark.filterwarnings("always:1 weight in the checkpoint")
+def test_weights_that_are_left_over_are_told_in_a_line_and_kept_in_the_record(models, driftlens):
+    place = Path("extra")
+    nets.saved(nets.net("llama", 1), place)
+    weights = load_file(place / "model.safetensors")
+    weights["model.layers.3.mlp.up_proj.weight"] = torch.zeros(2)
+    save_file(weights, place / "model.safetensors", {"format": "pt"})
+    args = ["--text", "text.txt", "--limit", 2, "--format", "json"]
+    code, _, err = driftlens("report", models[0], "./extra", *args, "--out", "out")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if line.startswith("warning")]
+    assert "of ./extra left unused" in line
+    assert line.endswith("model.layers.3.mlp.up_proj.weight")
+    run = record()["run"]["models"]
+    assert run["base"]["unused_weights"] is None
+    assert run["aligned"]["unused_weights"] == "model.layers.3.mlp.up_proj.weight"
+    code, _, err = driftlens("report", models[0], "./extra", *args, "--out", "quiet", "--quiet")
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("format", "files"),
     [
@@ -221,9 +275,11 @@ def test_a_threshold_that_is_crossed_is_exit_code_1(bounds, code, models, driftl
 
 
 UNDECIDED = {
-    "what was not measured": ("text.txt", "selective_forgetting.common>1", "a result of kind"),
+    "what this pair leaves out": (
+        "text.txt", "layer_forgetting.total>1", "a result of kind layer_forgetting",
+    ),
     "what is undefined": ("pairs.jsonl", "selective_forgetting.base_icat<50", "is undefined here"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", UNDECIDED)
@@ -231,11 +287,29 @@ def test_a_threshold_that_nothing_can_be_held_against_is_not_passed_over(what, m
     text, bound, said = UNDECIDED[what]
     pair = {"sent_more": "He swims well.", "sent_less": "She swims well."}
     Path("pairs.jsonl").write_text("\n".join([json.dumps(pair)] * 2))
+    # Tokens that differ leave the sweep over layers out, which only the models can tell.
+    other = nets.saved(nets.net("llama", 1), Path("other"), nets.tokenizer(merges=20))
     args = ["--text", text, "--out", "out", "--format", "json", "--fail-on", bound]
-    code, _, err = driftlens("report", *models, *args)
+    code, _, err = driftlens("report", models[0], other, *args)
     assert code == 2
     assert said in err
-    assert Path("out/results.json").is_file()
+    kinds = {result["kind"] for result in record()["results"]}
+    assert "layer_forgetting" not in kinds
+    assert {"forgetting", "selective_forgetting"} & kinds
+
+
+def test_a_report_of_every_kind_of_pack_holds_what_can_be_held_against_a_threshold(
+    models, driftlens
+):
+    rows = {"stereotype": "I swim.", "anti_stereotype": "I sink.", "unrelated": "I seven."}
+    Path("triples.jsonl").write_text("\n".join([json.dumps(rows)] * 3))
+    values = cli._values()
+    for kind, file in (("text", "text.txt"), ("stereotype", "triples.jsonl")):
+        args = ["--text", file, "--out", kind, "--format", "json", "--limit", 3]
+        assert driftlens("report", *models, *args)[0] == 0
+        held = {result["kind"] for result in record(kind)["results"]}
+        assert held >= {value.partition(".")[0] for value in values.pop(kind)}
+    assert not values, "every kind of pack was asked about"
 
 
 @pytest.mark.parametrize("command", ["show", "render"])
@@ -253,6 +327,14 @@ REFUSED = {
     "a bound without a sign": (["--fail-on", "forgetting.loss_rise"], "a threshold as"),
     "a bound on nothing": (["--fail-on", "forgetting.smell>1"], "forgetting.loss_rise"),
     "a bound on a column": (["--fail-on", "drift.cka<0.9"], "found drift.cka"),
+    "a bound on what no text gives": (
+        ["--text", "text.txt", "--fail-on", "selective_forgetting.common>1"],
+        "found text of kind text. Add one of kind stereotype, as --pack stereotypes.",
+    ),
+    "a bound on what no stereotype gives": (
+        ["--pack", "stereotypes", "--fail-on", "forgetting.loss_rise>0"],
+        "gives forgetting, to hold it against 'forgetting.loss_rise>0', found stereotypes of kind",
+    ),
     "an unknown format": (["--format", "html,pdf"], "formats among"),
     "no format": (["--format", ""], "formats among"),
     "no batch": (["--batch-size", "0"], "--batch-size as auto"),
@@ -516,6 +598,34 @@ def test_a_failure_that_kept_nothing_leaves_nothing(models, driftlens, monkeypat
     assert code == 2
     assert "memory" in err
     assert left() == []
+
+
+@pytest.mark.parametrize("command", ["report", "doctor"])
+def test_an_interrupt_before_anything_is_measured_says_that_nothing_was_written(
+    command, driftlens, monkeypatch
+):
+    def load(*_, **__):
+        interrupt()
+        raise AssertionError("still going")
+
+    monkeypatch.setattr("driftlens.models.ModelPair.load", load)
+    code, out, err = driftlens(command, "base", "aligned", "--text", "text.txt")
+    assert (code, out, err) == (130, "", "interrupted; nothing was written\n")
+    assert left() == []
+
+
+def test_an_interrupt_while_the_report_is_written_keeps_what_was_measured(
+    models, driftlens, monkeypatch
+):
+    args = ["report", *models, *FAST, "--limit", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr("driftlens.report.report.write_json", lambda *_, **__: interrupt())
+        code, out, err = driftlens(*args)
+    assert (code, out) == (130, "")
+    assert "--resume" in err
+    assert left() == [".out.partial"]
+    assert driftlens(*args, "--resume")[0] == 0
+    assert left() == ["out"]
 
 
 def short_of_memory(monkeypatch, rows, after=0):

@@ -1,5 +1,7 @@
 """Masked language models: what they see, and the likelihood that they give to a text."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -141,6 +143,18 @@ def test_a_masked_model_does_not_drift_from_itself(family, pack):
     drift, forgetting = measure(ModelPair(model, model), pack, [Drift(), Forgetting()])
     assert not drift.relative_l2.any()
     assert forgetting.loss_rise.value == 0
+
+
+@pytest.mark.parametrize("token", ["mask_token", "pad_token"])
+@pytest.mark.parametrize("side", ["base", "aligned"])
+def test_a_masked_model_whose_tokenizer_lacks_a_token_is_refused_by_its_name(token, side, pack):
+    words = {"base": nets.enclosing(), "aligned": nets.enclosing()}
+    words[side] = deepcopy(words[side])
+    setattr(words[side], token, None)
+    pair = ModelPair(*(HookedModel(nets.net("bert"), w, name) for name, w in words.items()))
+    told = rf"a {token} in the tokenizer of {side}.*found none.*Set tokenizer\.{token}"
+    with pytest.raises(DriftlensError, match=told):
+        measure(pair, pack, [Forgetting()])
 
 
 def test_what_needs_a_model_that_continues_text_refuses_a_masked_one(pack):

@@ -551,6 +551,48 @@ def test_a_spoilt_folder_is_refused_with_what_is_wrong(folder, copied, spoil, to
         ModelPair.load(folder, str(copied))
 
 
+def with_more(*names):
+    return lambda weights: weights.update({name: torch.zeros(2) for name in names})
+
+
+def test_weights_that_are_left_over_are_warned_of_and_kept_in_the_source(folder, copied):
+    layer = [f"model.layers.3.mlp.{name}_proj.weight" for name in ("up", "down", "gate")]
+    rewrite(copied, with_more(*layer, "v_head.weight"))
+    told = r"4 weights in the checkpoint of .*spoilt.*LlamaForCausalLM.*down_proj.* and 1 more$"
+    with pytest.warns(UserWarning, match=told) as warned:
+        pair = ModelPair.load(folder, copied)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert pair.base.source["unused_weights"] is None
+    assert pair.aligned.source["unused_weights"] == f"{', '.join(sorted(layer))} and 1 more"
+    assert torch.equal(*frame_of(pair).likelihoods)
+
+
+HARMLESS = {
+    "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq"],
+    "llama tied": ["lm_head.weight"],
+    "gpt2": ["transformer.h.0.attn.masked_bias", "transformer.h.0.attn.bias"],
+    "bert": [
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "bert.embeddings.position_ids",
+        "cls.seq_relationship.weight",
+    ],
+    "roberta": ["roberta.pooler.dense.weight", "roberta.embeddings.position_ids"],
+}
+
+
+@pytest.mark.parametrize("family", HARMLESS)
+def test_weights_that_no_language_model_reads_are_passed_over(family, tmp_path):
+    net = nets.net(family)
+    nets.saved(net, tmp_path, nets.tokenizer_for(family))
+    extra = {name: torch.zeros(2) for name in HARMLESS[family]}
+    if "lm_head.weight" in extra:
+        extra["lm_head.weight"] = net.get_input_embeddings().weight.detach().clone()
+    rewrite(tmp_path, lambda weights: weights.update(extra))
+    model = ModelPair.load(tmp_path, tmp_path).base
+    assert model.source["unused_weights"] is None
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from driftlens.errors import DriftlensError, LoadError
-from driftlens.packs import STANDARD, Example, Pack, names
+from driftlens.packs import ROLES, STANDARD, Example, Pack, names
 
 TWO = ["A bell rings.\nTwice.", "naïve 🚣🏽"]
 ROWS = [json.dumps({"text": text}, ensure_ascii=False) for text in TWO]
@@ -248,6 +248,11 @@ def test_a_folder_is_a_pack_whose_card_need_not_hash_it(tmp_path):
 
 
 TRIPLE = [{"text": "x", "group": 0, "role": "stereotype"}]
+MIXED = [
+    {"text": "x", "group": group, "role": role}
+    for group, roles in (("a", ROLES), ("b", ROLES[:2]), ("c", ROLES[:1]))
+    for role in roles
+]
 BROKEN = {
     "no kind": ({"card": 'title = "x"'}, "a card that names its kind"),
     "a kind that is none": ({"card": "kind = 3"}, "a card that names its kind"),
@@ -262,6 +267,10 @@ BROKEN = {
     "a role of another name": (
         {"card": 'kind = "stereotype"', "examples": '{"text": "x", "role": "unbiased"}'},
         "found unbiased in group None",
+    ),
+    "triples and pairs": (
+        {"card": 'kind = "stereotype"', "examples": "\n".join(map(json.dumps, MIXED))},
+        "found none in 1 of 2 groups, as in group 'b'. Add one to each, or put triples and pairs",
     ),
     "no opposite": (
         {"card": 'kind = "stereotype"', "examples": json.dumps(TRIPLE[0])},

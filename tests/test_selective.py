@@ -214,6 +214,22 @@ def test_a_group_without_both_sides_is_left_out_and_counted():
     assert "1 groups lacked" in ours.notes[0]
 
 
+def test_among_triples_a_group_without_its_unrelated_sentence_is_left_out_and_counted():
+    whole = pack_of(TRIPLES)
+    # Of no length, it has no token to score.
+    bare = replace(whole.examples[-1], text="", scored=None)
+    for examples in (whole.examples[:-1], [*whole.examples[:-1], bare]):
+        ours, theirs = found(replace(whole, examples=examples)), found(pack_of(TRIPLES[:-1]))
+        assert ours.groups == theirs.groups == len(TRIPLES) - 1
+        for name in ours.estimates():
+            assert ours.estimates()[name].value == pytest.approx(
+                theirs.estimates()[name].value, abs=ROUNDED
+            ), name
+        assert np.isfinite(ours.aligned_icat.value)
+        assert np.isfinite(ours.term_unrelated).all()
+        assert "1 groups lacked" in ours.notes[0]
+
+
 def test_if_only_stereotypes_are_unlearnt_the_forgetting_is_selective():
     words = nets.tokenizer()
     base = nets.net("phi")

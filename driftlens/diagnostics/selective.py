@@ -21,7 +21,7 @@ from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame, Model, ModelPair, Trace
 from driftlens.models.tokens import Encoder
-from driftlens.packs import Example
+from driftlens.packs import ROLES, SIDES, Example
 from driftlens.results import Estimate, Result, column, fact, figures, value
 
 SUMS = (
@@ -306,7 +306,10 @@ class _Groups:
         for number, example in enumerate(examples):
             if number in rows:
                 groups.setdefault(example.group, {})[example.role] = number
-        whole = [g for g in groups.values() if {"stereotype", "anti_stereotype"} <= g.keys()]
+        both = [group for group in groups.values() if group.keys() >= SIDES]
+        # Where some are triples, all scores are of triples: they would be of other groups else.
+        triples = any("unrelated" in group for group in both)
+        whole = [group for group in both if "unrelated" in group or not triples]
         absent = np.full(len(SUMS), np.nan)
         return cls(
             np.array([examples[g["stereotype"]].topic for g in whole], dtype=object),
@@ -314,7 +317,7 @@ class _Groups:
                 role: np.array([rows.get(g.get(role, -1), absent) for g in whole]).reshape(
                     -1, len(SUMS)
                 )
-                for role in ("stereotype", "anti_stereotype", "unrelated")
+                for role in ROLES
             },
             causal,
             len(groups) - len(whole),
@@ -458,7 +461,7 @@ def _notes(triples: bool, table: _Groups, causal: bool) -> tuple[str, ...]:
     if not triples:
         notes.append("Without unrelated sentences there is no LMS and no ICAT.")
     if table.broken:
-        lacking = "lacked a stereotype or its opposite and were left out"
+        lacking = "lacked a sentence that others have and were left out"
         notes.append(f"{table.broken} groups {lacking}.")
     if not causal and triples:
         notes.append(

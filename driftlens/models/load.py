@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ ADAPTER = "adapter_model.safetensors"
 
 HASHED_WHOLE = 2**31
 """Bytes of weights up to which every one of them is hashed; of more, an even sample."""
+
+BESIDE = re.compile(
+    r"(^|\.)(pooler|seq_relationship|sop_classifier)\.|\.(masked_bias|inv_freq|position_ids)$"
+)
+"""Weights that checkpoints carry and no language model reads.
+
+They are heads of BERT's other task in pre-training, and constants that older versions saved.
+"""
 
 
 def load_pair(
@@ -54,6 +63,9 @@ def load_pair(
     Raises:
         LoadError: A model is missing, has no safetensors, or lacks weights.
         DriftlensError: The two cannot be put beside each other.
+
+    Warns:
+        UserWarning: A checkpoint holds weights for which the model has no place.
     """
     if local_files_only is None:
         local_files_only = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
@@ -112,9 +124,10 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
 
 def _from_name(name: str, revision: str | None, hub: dict, how: dict) -> HookedModel:
     place = _place(name)
-    net = _net(name, place, revision, hub, how)
+    net, unused = _net(name, place, revision, hub, how)
     model = HookedModel(net, _tokenizer(name, place, revision, hub), name)
-    model.source = _source(net, fingerprint(dict(net.named_parameters())))
+    sha256 = fingerprint(dict(net.named_parameters()))
+    model.source = {**_source(net, sha256), "unused_weights": unused}
     return model
 
 
@@ -149,7 +162,10 @@ def _place(name: str) -> str:
     return str(folder)
 
 
-def _net(name: str, place: str, revision: str | None, hub: dict, how: dict) -> nn.Module:
+def _net(
+    name: str, place: str, revision: str | None, hub: dict, how: dict
+) -> tuple[nn.Module, str | None]:
+    """The net, and some of the weights that were left over, if any were."""
     from transformers import AutoConfig
 
     try:
@@ -178,7 +194,25 @@ def _net(name: str, place: str, revision: str | None, hub: dict, how: dict) -> n
             found=f"none of the right shape for {_some(absent)}",
             remedy="Load a whole checkpoint: missing weights would be random numbers.",
         )
-    return net.to(how["device"])
+    return net.to(how["device"]), _unused(name, type(net).__name__, report["unexpected_keys"])
+
+
+def _unused(name: str, architecture: str, keys: Iterable[str]) -> str | None:
+    """Warn of weights for which the net has no place, and name some of them.
+
+    Many a good checkpoint has such; but a model cut short by its configuration has them too.
+    """
+    extra = sorted(key for key in keys if not BESIDE.search(key))
+    if not extra:
+        return None
+    count = "1 weight" if len(extra) == 1 else f"{len(extra)} weights"
+    warnings.warn(
+        f"{count} in the checkpoint of {name} left unused, for which its {architecture} has no "
+        f"place: {_some(extra)}",
+        # Whoever called `ModelPair.load`.
+        stacklevel=7,
+    )
+    return _some(extra)
 
 
 def _auto(config: Any) -> Any:

@@ -187,9 +187,15 @@ class Encoder:
         length: The most tokens that a window may have. A longer document is read in windows that
             overlap by half, and each of its units counts once, where it has most context.
         masked: Whether the models fill in masked tokens instead of continuing the text.
+
+    Raises:
+        DriftlensError: Nothing can be scored, no window holds what must be in one, or the
+            tokenizer of a masked model lacks the token that masks or the one that pads.
     """
 
     def __init__(self, pack: Pack, tokenizers: tuple, length: int, *, masked: bool = False) -> None:
+        if masked:
+            _check_masking(tokenizers)
         self.pack, self.tokenizers, self.length, self.masked = pack, tokenizers, length, masked
         self.alike = alike(*tokenizers)
         # A model that continues text can score a first token only if something precedes it; the
@@ -349,6 +355,17 @@ def shared_vocabulary(base, aligned, sizes: tuple[int, int]) -> tuple[Tensor, Te
         return None
     ids = torch.tensor(common).reshape(-1, 2)
     return ids[:, 0], ids[:, 1]
+
+
+def _check_masking(tokenizers: Sequence) -> None:
+    for side, tokenizer in zip(("base", "aligned"), tokenizers, strict=True):
+        for name in ("mask_token", "pad_token"):
+            if getattr(tokenizer, f"{name}_id") is None:
+                raise DriftlensError(
+                    f"a {name} in the tokenizer of {side}, a masked model",
+                    found="none",
+                    remedy=f"Set tokenizer.{name} to the one that the model was trained with.",
+                )
 
 
 def _tokens(tokenizer, text: str, begin: bool) -> _Tokens:
