@@ -52,6 +52,13 @@ class Metric(ABC, Generic[R]):
     def compute(self) -> R:
         """The result of all that was seen so far."""
 
+    def again(self) -> bool:
+        """Whether the pack is to be shown once more, now that all of it was; made ready for it.
+
+        What a metric wants to see may change with each showing.
+        """
+        return False
+
     def merge(self, other: "Metric[R]") -> Self:
         """Take in what `other` saw; `other` is left as it is."""
         for name, mine in self._kept().items():
@@ -107,6 +114,8 @@ def measure(
 ) -> list[Result]:
     """Show `pack` to both models once, and give every metric what it wants to see.
 
+    A metric that asks for it is shown the pack again; no checkpoint is kept of that.
+
     Where memory runs out, a batch is halved and shown again; the results are the same.
 
     Args:
@@ -126,9 +135,8 @@ def measure(
         DriftlensError: A metric cannot be taken of such a pair or pack, a model's numbers are
             not finite, or one window alone does not fit into memory.
     """
-    wants = reduce(or_, (metric.wants for metric in metrics), Wants())
     encoder = pair.encoder(pack, length)
-    _check(pair, pack, encoder, wants)
+    _check(pair, pack, encoder, _wants(metrics))
     for metric in metrics:
         metric.begin(pair, encoder)
     done = 0
@@ -136,6 +144,29 @@ def measure(
         done, states = kept
         for metric, state in zip(metrics, states, strict=True):
             metric.restore(state)
+    _pass(pair, encoder, metrics, tokens, rows, progress, checkpoint, done)
+    left = list(metrics)
+    while left := [metric for metric in left if metric.again()]:
+        _pass(pair, encoder, left, tokens, rows, progress)
+    return [replace(metric.compute(), pack=pack.name) for metric in metrics]
+
+
+def _wants(metrics: Sequence[Metric]) -> Wants:
+    return reduce(or_, (metric.wants for metric in metrics), Wants())
+
+
+def _pass(
+    pair: ModelPair,
+    encoder: Encoder,
+    metrics: Sequence[Metric],
+    tokens: int | None,
+    rows: int | None,
+    progress: Callable[[int, int], None] | None,
+    checkpoint: Checkpoint | None = None,
+    done: int = 0,
+) -> None:
+    """Show all that is not yet done to both models."""
+    wants = _wants(metrics)
     batches = encoder.batches(tokens or affordable(pair, wants), rows)
     seen = sum(map(len, batches[:done]))
     for number, windows in enumerate(batches[done:], done + 1):
@@ -148,7 +179,6 @@ def measure(
             checkpoint.save(number, lambda: [metric.state() for metric in metrics])
         if progress is not None:
             progress(seen, len(encoder.plan))
-    return [replace(metric.compute(), pack=pack.name) for metric in metrics]
 
 
 def affordable(pair: ModelPair, wants: Wants) -> int:
