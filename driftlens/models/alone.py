@@ -1,5 +1,7 @@
 """A model that is run one row at a time: the same numbers, by another order of arithmetic."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,14 @@ class Alone:
 
     def trace(self, batch: Batch, wants: Wants = Wants(), edits: Edits | None = None) -> Trace:
         """What the model shows of each row alone."""
-        rows = [self.model.trace(batch.row(i), wants, edits) for i in range(len(batch.ids))]
+        rows = [
+            self.model.trace(
+                batch.row(i),
+                wants,
+                {s: _of_row(edit, i, batch.ids.shape) for s, edit in (edits or {}).items()},
+            )
+            for i in range(len(batch.ids))
+        ]
         width = batch.ids.shape[1]
         return Trace(
             batch.to(rows[0].last.device),
@@ -48,6 +57,19 @@ class Alone:
     def readout(self, stream: Tensor) -> Tensor:
         """[row, vocab] logits, a few rows at a time."""
         return torch.cat([self.model.readout(rows) for rows in stream.split(ROWS)])
+
+
+def _of_row(
+    edit: Callable[[Tensor], Tensor], number: int, shape: torch.Size
+) -> Callable[[Tensor], Tensor]:
+    """An edit of a whole batch, for one row of it alone."""
+
+    def cut(stream: Tensor) -> Tensor:
+        whole = stream.new_zeros(*shape, stream.shape[-1])
+        whole[number, : stream.shape[1]] = stream[0]
+        return edit(whole)[number : number + 1, : stream.shape[1]]
+
+    return cut
 
 
 def _stack(rows: list[Tensor], width: int) -> Tensor:

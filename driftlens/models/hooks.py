@@ -17,6 +17,12 @@ from .model import Edits, Trace, Wants
 from .sites import EMBED, Site, every
 from .tokens import Batch
 
+Listener = Callable[[nn.Module, tuple, dict, Any], Any]
+"""Is told what a module was given and gave, and says what it is to give instead."""
+
+LOGIT_BYTES = 2**26
+"""How much memory logits may take at once."""
+
 
 class HookedModel:
     """A `transformers` language model, looked into by hooks and left as it was found.
@@ -126,6 +132,46 @@ class HookedModel:
             self._skip(self.depth - 1, stream),
         ):
             return self.net(input_ids=ids, **_off(self.net)).logits[:, 0]
+
+    def pull(
+        self, batch: Batch, listeners: Callable[[slice | None], Mapping[str, "Listener"]]
+    ) -> Tensor:
+        """[scored token] log-likelihoods in nats, after their gradient went back through the net.
+
+        No weight's gradient is taken. What listens to a module may ask for that of its output.
+
+        Args:
+            batch: What to read.
+            listeners: Those of modules by path: of the blocks' pass over all tokens (None), and
+                of the readout of some scored tokens (a slice of them).
+        """
+        batch = batch.to(self.device)
+        likelihoods, upstream = [], []
+        with self._as_found(frozen=True), torch.enable_grad():
+            with self.listening(listeners(None)), self._tap(batch, {self._end}, {}) as seen:
+                self.body(**self._inputs(batch))
+            predictors = self._predictors(batch, seen[self._end], {})
+            rows = max(1, LOGIT_BYTES // (4 * self.vocabulary))
+            for start in range(0, len(predictors), rows):
+                some = slice(start, start + rows)
+                stream = predictors[some].detach().requires_grad_()
+                with self.listening(listeners(some)):
+                    likelihood = gold(self.readout(stream), batch.targets[some])
+                upstream += torch.autograd.grad(likelihood.sum(), [stream])
+                likelihoods.append(likelihood.detach())
+            if len(predictors):
+                predictors.backward(torch.cat(upstream))
+        return torch.cat([*likelihoods, predictors.new_zeros(0)])
+
+    @contextmanager
+    def listening(self, listeners: Mapping[str, "Listener"]) -> Iterator[None]:
+        """Let what each module by path gives pass through its listener while inside."""
+        with ExitStack() as hooks:
+            for path, listener in listeners.items():
+                module = self.net.get_submodule(path)
+                handle = module.register_forward_hook(listener, with_kwargs=True)
+                hooks.callback(handle.remove)
+            yield
 
     @property
     def _end(self) -> Site:

@@ -1,27 +1,29 @@
 """A base model beside its aligned version."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import Comparison, compare, gold
+from driftlens.formulas.quadrature import gauss
 from driftlens.packs import Pack
 
+from .hooks import LOGIT_BYTES
+from .hybrid import Hybrid, hybrid
 from .load import load_pair
 from .model import Model, Trace, Wants
+from .pieces import Piece
 from .sites import EMBED, Site
 from .tokens import Encoder, Units, Window, shared_vocabulary
 
 LENGTH = 1024
 """The longest window that is read unless the caller asks for another."""
-
-LOGIT_BYTES = 2**26
-"""How much memory the logits of both models may take at once."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ class ModelPair:
             return None
         sizes = (self.base.vocabulary, self.aligned.vocabulary)
         return shared_vocabulary(self.base.tokenizer, self.aligned.tokenizer, sizes)
+
+    @cached_property
+    def hybrid(self) -> Hybrid:
+        """What stands between the two models, weight by weight.
+
+        Raises:
+            DriftlensError: Their weights cannot be matched by name and shape.
+        """
+        return hybrid(self.base, self.aligned)
 
     def encoder(self, pack: Pack, length: int | None = None) -> Encoder:
         """The pack as both models' tokens, in windows of at most `length` tokens."""
@@ -202,14 +213,76 @@ class Frame:
             runs.append(self.likelihood_of(model, above, predictors))
         return torch.stack([*runs, ends[0]])
 
+    @cached_property
+    def _grafts(self) -> dict[frozenset[Piece], Tensor]:
+        return {}
+
+    def grafted(self, aligned: Collection[Piece]) -> Tensor:
+        """[scored unit] log-likelihoods with aligned's weights in some pieces, base's elsewhere.
+
+        Both ends are those of `likelihoods`; each set of pieces is run once. float64, in nats.
+        """
+        chosen = frozenset(aligned)
+        if chosen not in self._grafts:
+            with self.pair.hybrid.grafted(chosen) as model:
+                trace = model.trace(self.base.batch)
+                self._grafts[chosen] = self.likelihood_of(model, trace, trace.predictors)
+        return self._grafts[chosen]
+
+    def path(self, nodes: int) -> "Path":
+        """What the weights do along the straight path from base to aligned, at Gauss nodes.
+
+        Args:
+            nodes: How many points of the path to look at; each costs a forward and a backward
+                pass, and one forward pass of what the change of the weights does.
+        """
+        if nodes not in self._paths:
+            self._paths[nodes] = self._path(nodes)
+        return self._paths[nodes]
+
+    @cached_property
+    def _paths(self) -> dict[int, "Path"]:
+        return {}
+
+    def _path(self, nodes: int) -> "Path":
+        alphas, weights = gauss(nodes)
+        batch, mine = self.base.batch, []
+        acts: dict[str, Tensor] = {}
+        for alpha, weight in zip(alphas.tolist(), weights.tolist(), strict=True):
+            slopes = self.pair.hybrid.slopes(batch, alpha)
+            self._check(self.pair.hybrid.model, self.base, slopes.likelihood.cpu())
+            mine.append(self._by_unit(self.base, slopes.likelihood))
+            for path, act in slopes.acts.items():
+                acts[path] = acts.get(path, 0) - weight * act.cpu()
+        return Path(alphas, torch.stack(mine), acts)
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """[row, token] each token's place in its document, as in `units`; −1 on padding.
+
+        Needs both models to read the same tokens.
+        """
+        mask = self.base.batch.mask.cpu().numpy()
+        count = np.tile(np.arange(mask.shape[1]), (len(mask), 1))
+        for row, window in zip(count, self.windows, strict=True):
+            document = self.encoder.document(window.example)
+            first, prefix = document.windows[window.number][0], document.sides[0].prefix
+            if first:
+                row[prefix:] += first - prefix
+        return np.where(mask, count, -1)
+
     def likelihood_of(self, model: Model, trace: Trace, predictors: Tensor) -> Tensor:
         """[scored unit] what `model` reads from [scored token, width] predictors, in nats."""
         rows = _rows(model.vocabulary)
         pieces = zip(predictors.split(rows), trace.batch.targets.split(rows), strict=True)
         tokens = torch.cat([gold(model.readout(p), t).double().cpu() for p, t in pieces])
         self._check(model, trace, tokens)
+        return self._by_unit(trace, tokens)
+
+    def _by_unit(self, trace: Trace, tokens: Tensor) -> Tensor:
+        """[scored unit] sums of [scored token] log-likelihoods."""
         units = torch.zeros(int(self.units.scored.sum()), dtype=torch.float64)
-        return units.index_add(0, trace.batch.owner.cpu(), tokens)
+        return units.index_add(0, trace.batch.owner.cpu(), tokens.double().cpu())
 
     def _check(self, model: Model, trace: Trace, tokens: Tensor) -> None:
         """Stop if the likelihood of a scored token is not finite."""
@@ -224,6 +297,21 @@ class Frame:
         aligned = base if self.aligned is self.base else self.aligned.predictors.split(rows)
         targets = (trace.batch.targets.split(rows) for trace in (self.base, self.aligned))
         yield from zip(base, aligned, *targets, strict=True)
+
+
+class Path(NamedTuple):
+    """What the weights do along the path from base to aligned."""
+
+    alphas: np.ndarray
+    """[node] places on the path; 0 is base and 1 is aligned."""
+
+    likelihoods: Tensor
+    """[node, scored unit] log-likelihoods there, in nats, float64."""
+
+    acts: Mapping[str, Tensor]
+    """For each module by path, [row, token] what its weights add to the row's loss by their use
+    at each token, in nats, float64. All of them add up to the row's loss, but for the error of
+    the quadrature."""
 
 
 def _rows(vocabulary: int) -> int:

@@ -1,0 +1,491 @@
+"""One net that stands anywhere between base and aligned, weight by weight."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from driftlens.errors import DriftlensError
+
+from .hooks import HookedModel
+from .pieces import By, Owner, Piece, pieces
+from .survey import Heard, Survey, outcome, put, survey, tensors
+from .tokens import Batch
+
+Outputs = tuple[Tensor, ...]
+
+Ends = dict[tuple[str, str], tuple[Tensor, Tensor]]
+"""By module and name, a weight of both models."""
+
+Way = Callable[[nn.Module, tuple, dict, Outputs], tuple[Outputs, Callable[[], Outputs]]]
+"""What a module gives at this point of the path, and the tangent of it along the path."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A weight of the base beside the same weight of the aligned model."""
+
+    layer: str
+    component: str
+    name: str
+    base: Tensor
+    aligned: Tensor
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """How the scored log-likelihood of a batch changes along the path, at one point of it."""
+
+    likelihood: Tensor
+    """[scored token] log-likelihood at this point, in nats."""
+
+    acts: Mapping[str, Tensor]
+    """For each module by path, [batch, token] derivative by the module's weights as they are used
+    at each position, in nats over the whole path."""
+
+
+def hybrid(base: object, aligned: object) -> "Hybrid":
+    """What stands between two models.
+
+    Raises:
+        DriftlensError: A model is not a plain `transformers` net, or the weights of the two
+            cannot be matched by name and shape.
+    """
+    if not isinstance(base, HookedModel) or not isinstance(aligned, HookedModel):
+        raise DriftlensError(
+            "two models whose weights can be swapped",
+            found=f"{type(base).__name__} and {type(aligned).__name__}",
+            remedy="Load both from names, folders or live transformers models.",
+        )
+    if base.net is aligned.net and base is not aligned:
+        return Adapted(aligned)
+    return Twin(base, aligned)
+
+
+class Hybrid(ABC):
+    """One net that stands anywhere between base and aligned, weight by weight."""
+
+    model: HookedModel
+    """The net, in the state that was set last."""
+
+    owners: Mapping[str, Owner]
+    """Every module that holds weights which may differ, by its path."""
+
+    surveyed: Survey
+
+    def pieces(self, by: By) -> tuple[Piece, ...]:
+        """All weights, divided, from the bottom of the model up.
+
+        Args:
+            by: `layer` divides into embedding, blocks and head; `component` also into attention
+                and MLP, final norm and unembedding; `head` also into single attention heads,
+                those that share keys and values together.
+
+        Raises:
+            DriftlensError: The heads of a block cannot be told apart.
+        """
+        if by not in ("layer", "component", "head"):
+            raise DriftlensError(
+                "a division by layer, component or head", found=repr(by), remedy="Give one."
+            )
+        return pieces(self.owners, by)
+
+    @abstractmethod
+    def grafted(self, aligned: Collection[Piece]) -> AbstractContextManager[HookedModel]:
+        """The net with aligned's weights in these pieces and base's in all others."""
+
+    @abstractmethod
+    def changes(self) -> Iterator[Change]:
+        """Every weight that both models have, once, from the bottom up."""
+
+    @abstractmethod
+    def _at(self, alpha: float) -> AbstractContextManager[Mapping[str, Way]]:
+        """The net at base + alpha · (aligned − base), and the way of each module that moves."""
+
+    def slopes(self, batch: Batch, alpha: float) -> Slopes:
+        """The derivative of the scored log-likelihood along the straight path of weights.
+
+        For a linear map the derivative by its weights, as they are used at position t, is
+        gₜᵀ ΔW aₜ: what enters at t, mapped by the change of the weights, times the gradient of
+        what leaves at t. It is taken from one forward and one backward pass; no gradient of a
+        weight is formed.
+
+        Args:
+            batch: What to read.
+            alpha: Where to stand on the path; 0 is base and 1 is aligned.
+        """
+        batch = batch.to(self.model.device)
+        with self._at(alpha) as ways:
+            shape, device = batch.ids.shape, batch.ids.device
+            acts = {path: torch.zeros(shape, dtype=torch.float64, device=device) for path in ways}
+
+            def listeners(rows: slice | None) -> dict[str, Any]:
+                spread = _Everywhere(shape) if rows is None else _AtPredictors(batch, rows)
+                return {
+                    path: _Listener(way, acts[path], spread, self.surveyed.heard[path])
+                    for path, way in ways.items()
+                }
+
+            likelihood = self.model.pull(batch, listeners)
+        return Slopes(likelihood, acts)
+
+
+class Twin(Hybrid):
+    """Two nets of one shape, and a third that borrows their weights.
+
+    Between the two ends it holds its own, in float32 at least; at them it holds none.
+    """
+
+    def __init__(self, base: HookedModel, aligned: HookedModel) -> None:
+        self.base, self.aligned = base, aligned
+        self.ends = _matched(base, aligned)
+        name = f"between {base.name} and {aligned.name}"
+        self.model = HookedModel(_skeleton(base.net), base.tokenizer, name, base.around)
+        self._modules = dict(self.model.net.named_modules())
+        self._room: dict[tuple[str, str], Tensor] = {}
+        holders: dict[str, list[str]] = {}
+        for path, weight in self.ends:
+            holders.setdefault(path, []).append(weight)
+        self.surveyed = survey(self.model, holders)
+        self.owners = self.surveyed.owners(holders)
+
+    def _set(self, path: str, name: str, tensor: Tensor) -> None:
+        self._modules[path]._parameters[name].data = tensor  # type: ignore[union-attr]
+
+    @contextmanager
+    def grafted(self, aligned: Collection[Piece]) -> Iterator[HookedModel]:
+        """The net with aligned's weights in these pieces and base's in all others."""
+        mixed: dict[tuple[str, str], Tensor] = {}
+        for key, (ours, _) in self.ends.items():
+            self._set(*key, ours)
+        for weight in (w for piece in aligned for w in piece.weights):
+            key = weight.module, weight.name
+            ours, theirs = self.ends[key]
+            if weight.features is None:
+                self._set(*key, theirs)
+                continue
+            index = torch.tensor(weight.features, device=ours.device)
+            held = mixed.setdefault(key, ours.clone())
+            held.index_copy_(weight.axis, index, theirs.index_select(weight.axis, index))
+            self._set(*key, held)
+        yield self.model
+
+    def changes(self) -> Iterator[Change]:
+        """Every weight that both models have, once, from the bottom up."""
+        seen = set()
+        for path, owner in sorted(self.owners.items(), key=lambda item: item[1].rank):
+            for weight in owner.weights:
+                ours, theirs = self.ends[path, weight.name]
+                # Tied weights are one weight.
+                if (where := (ours.data_ptr(), theirs.data_ptr())) not in seen:
+                    seen.add(where)
+                    yield Change(owner.layer, owner.component, weight.path, ours, theirs)
+
+    @cached_property
+    def _moving(self) -> Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]:
+        """By module and name, both ends of the weights that differ."""
+        found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        for (path, name), (ours, theirs) in self.ends.items():
+            if not torch.equal(ours, theirs):
+                found.setdefault(path, {})[name] = ours, theirs
+        return found
+
+    @contextmanager
+    def _at(self, alpha: float) -> Iterator[Mapping[str, Way]]:
+        kind = torch.promote_types(self.base.dtype, torch.float32)
+        held: dict[tuple[int, int], Tensor] = {}
+        for (path, name), (ours, theirs) in self.ends.items():
+            key = ours.data_ptr(), theirs.data_ptr()
+            if key not in held:
+                # Tied weights are blended once.
+                held[key] = self._blended(path, name, ours, theirs, alpha, kind)
+            self._set(path, name, held[key])
+        yield {path: self._way(path) for path in self._moving if path in self.surveyed.heard}
+
+    def _blended(
+        self, path: str, name: str, ours: Tensor, theirs: Tensor, alpha: float, kind: torch.dtype
+    ) -> Tensor:
+        moves = name in self._moving.get(path, {})
+        if not moves and ours.dtype == kind:
+            return ours
+        if (path, name) not in self._room:
+            self._room[path, name] = torch.empty_like(ours, dtype=kind)
+        room = self._room[path, name]
+        if not moves:
+            return room.copy_(ours)
+        if ours.dtype == kind:
+            return torch.lerp(ours, theirs, alpha, out=room)
+        return room.copy_(ours).lerp_(theirs.to(kind), alpha)
+
+    def _way(self, path: str) -> Way:
+        ends = self._moving[path]
+        form = self.surveyed.heard[path].form
+
+        def way(module: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs):
+            return outputs, lambda: _tangent(module, inputs, keywords, ends, form)
+
+        return way
+
+    def release(self) -> None:
+        """Let go of the weights between the ends."""
+        self._room.clear()
+
+
+class Adapted(Hybrid):
+    """One net whose adapter is dialled from off to on, module by module; nothing is merged.
+
+    What an adapted module gives is W x with the adapter off and (W + ΔW) x with it on; between
+    them it gives the same mixture as the mixture of the weights would.
+    """
+
+    def __init__(self, aligned: HookedModel) -> None:
+        self.model = aligned
+        self._bare = dict(_adapted(aligned.net))
+        holders = {path: [""] for path in self._bare}
+        self.surveyed = survey(aligned, holders)
+        self.owners = self.surveyed.owners(holders)
+
+    @contextmanager
+    def grafted(self, aligned: Collection[Piece]) -> Iterator[HookedModel]:
+        """The net with the adapter on in these pieces and off in all others."""
+        on = {weight.module for piece in aligned for weight in piece.weights}
+        off = {path: self._off(path) for path in self._bare if path not in on}
+        with self.model.listening(off):
+            yield self.model
+
+    def changes(self) -> Iterator[Change]:
+        """The base's weight and what the adapter makes of it, from the bottom up."""
+        for path, owner in sorted(self.owners.items(), key=lambda item: item[1].rank):
+            module, bare = self.model.net.get_submodule(path), self._bare[path]
+            for name, ours, theirs in _effective(module, bare):
+                yield Change(owner.layer, owner.component, f"{path}.{name}", ours, theirs)
+
+    def _off(self, path: str) -> Callable:
+        bare = self._bare[path]
+        return lambda _, inputs, keywords, __: bare(*inputs, **keywords)
+
+    @contextmanager
+    def _at(self, alpha: float) -> Iterator[Mapping[str, Way]]:
+        yield {path: self._way(path, alpha) for path in self._bare if path in self.surveyed.heard}
+
+    def _way(self, path: str, alpha: float) -> Way:
+        bare = self._bare[path]
+
+        def way(_: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs):
+            off = tensors(bare(*inputs, **keywords))
+            changes = tuple(on - ours for on, ours in zip(outputs, off, strict=True))
+            here = tuple(ours + alpha * c for ours, c in zip(off, changes, strict=True))
+            return here, lambda: changes
+
+        return way
+
+
+class _Listener:
+    """Puts a module on its way, and adds up what its weights do at every position."""
+
+    def __init__(self, way: Way, acts: Tensor, spread: Callable, heard: Heard) -> None:
+        self.way, self.acts, self.spread, self.heard = way, acts, spread, heard
+
+    def __call__(self, module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> Any:
+        outputs, tangents = self.way(module, inputs, keywords, tensors(output))
+        kept: list[Outputs] = []
+        fresh = []
+        for number, tensor in enumerate(outputs):
+            axis = self.heard.axes[number]
+            tensor = self.spread.widened(tensor, axis)
+            if not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_()
+            elif len(outputs) > 1:
+                # One may be made of another inside the module: only what leaves it counts.
+                tensor = tensor.view_as(tensor)
+            tensor.register_hook(self._pulled(number, axis, tangents, kept))
+            fresh.append(tensor)
+        return put(output, fresh)
+
+    def _pulled(self, number: int, axis: int | None, tangents: Callable, kept: list) -> Callable:
+        def pulled(gradient: Tensor) -> None:
+            if not kept:
+                # One tangent serves all that a module gives.
+                kept.append(tangents())
+            self.spread.add(self.acts, gradient, kept[0][number].detach(), axis)
+
+        return pulled
+
+
+class _Everywhere:
+    """Places what modules give for all tokens of a batch."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+    def widened(self, tensor: Tensor, axis: int | None) -> Tensor:
+        """With a row for each text, where all texts have it in common."""
+        rows = self.shape[0]
+        if axis == 0:
+            return tensor.expand(rows, *tensor.shape)
+        return tensor.expand(rows, *tensor.shape[1:]) if axis and len(tensor) == 1 else tensor
+
+    def add(self, acts: Tensor, gradient: Tensor, tangent: Tensor, axis: int | None) -> None:
+        tangent = tangent.expand_as(gradient)
+        if axis is not None and axis > 1:
+            gradient, tangent = gradient.movedim(axis, 1), tangent.movedim(axis, 1)
+        acts += _products(gradient, tangent, self.shape)
+
+
+class _AtPredictors:
+    """Places what modules give for some scored tokens at the tokens that predict them."""
+
+    def __init__(self, batch: Batch, rows: slice) -> None:
+        text, token = batch.target
+        self.places = text[rows], token[rows] - 1
+
+    def widened(self, tensor: Tensor, axis: int | None) -> Tensor:
+        return tensor
+
+    def add(self, acts: Tensor, gradient: Tensor, tangent: Tensor, axis: int | None) -> None:
+        products = _products(gradient, tangent.expand_as(gradient), self.places[0].shape)
+        acts.index_put_(self.places, products, accumulate=True)
+
+
+def _products(gradient: Tensor, tangent: Tensor, shape: torch.Size) -> Tensor:
+    """[*shape] inner products, in float64, of what is left of each place."""
+    pair = (tensor.reshape(*shape, -1) for tensor in (gradient, tangent))
+    return torch.linalg.vecdot(*pair).double()
+
+
+def _tangent(
+    module: nn.Module,
+    inputs: tuple,
+    keywords: dict,
+    ends: Mapping[str, tuple[Tensor, Tensor]],
+    form: str,
+) -> Outputs:
+    """How what a module gives changes along the path of its weights, its inputs held."""
+    held = {name: module._parameters[name] for name in ends}
+    kind = next(iter(held.values())).dtype  # type: ignore[union-attr]
+    if form == "lookup":
+        # The change of a whole vocabulary would be formed for the few rows that are read.
+        ours, theirs = (
+            outcome(module, {name: both[end] for name, both in ends.items()}, inputs, keywords)
+            for end in (0, 1)
+        )
+        return tuple(b.to(kind) - a.to(kind) for a, b in zip(ours, theirs, strict=True))
+    change = {name: theirs.to(kind) - ours.to(kind) for name, (ours, theirs) in ends.items()}
+    still = {n: torch.zeros_like(p) for n, p in module._parameters.items() if p is not None}
+    if form == "curved":
+        return _curved(module, inputs, keywords, change)
+    moved = outcome(module, still | change, inputs, keywords)
+    if form == "linear":
+        return moved
+    none = outcome(module, still, inputs, keywords)
+    return tuple(a - b for a, b in zip(moved, none, strict=True))
+
+
+def _curved(module: nn.Module, inputs: tuple, keywords: dict, change: Mapping) -> Outputs:
+    import torch.autograd.forward_ad as forward
+
+    with _plain_experts(module), forward.dual_level():
+        dual = {
+            name: forward.make_dual(module._parameters[name].data, tangent)
+            for name, tangent in change.items()
+        }
+        own = {name: module._parameters[name] for name in change}
+        try:
+            for name, weight in dual.items():
+                # A dual number cannot be a parameter; an attribute of the same name hides it.
+                del module._parameters[name]
+                object.__setattr__(module, name, weight)
+            given = tensors(module.forward(*inputs, **keywords))
+            found = [forward.unpack_dual(tensor) for tensor in given]
+        finally:
+            for name, weight in own.items():
+                object.__delattr__(module, name)
+                module._parameters[name] = weight
+    return tuple(
+        torch.zeros_like(one.primal) if one.tangent is None else one.tangent for one in found
+    )
+
+
+@contextmanager
+def _plain_experts(module: nn.Module) -> Iterator[None]:
+    """A mixture's experts one by one while inside: their fused product has no tangent."""
+    config = getattr(module, "config", None)
+    kind = getattr(config, "_experts_implementation", None)
+    if config is None or kind is None:
+        yield
+        return
+    try:
+        config._experts_implementation = "eager"
+        yield
+    finally:
+        config._experts_implementation = kind
+
+
+def _skeleton(net: nn.Module) -> nn.Module:
+    """The same net without weights of its own: each parameter borrows the net's.
+
+    A tied weight is two parameters here, so that each use of it can be swapped by itself.
+    """
+    twin = copy.deepcopy(net, {id(parameter): parameter for parameter in net.parameters()})
+    for module in twin.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.data, requires_grad=False)
+    return twin
+
+
+def _matched(base: HookedModel, aligned: HookedModel) -> Ends:
+    """By module and name, both models' weights."""
+    ours, theirs = dict(_weights(base.net)), dict(_weights(aligned.net))
+    alone = [".".join(key) for key in sorted(ours.keys() ^ theirs.keys())]
+    unlike = [
+        f"{'.'.join(key)} of {tuple(ours[key].shape)} and {tuple(theirs[key].shape)}"
+        for key in ours.keys() & theirs.keys()
+        if ours[key].shape != theirs[key].shape
+    ]
+    if alone or unlike:
+        wrong = [*unlike, *(f"{name} in one model only" for name in alone)]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DriftlensError(
+            "two models whose weights match by name and shape",
+            found="; ".join(wrong[:3]) + more,
+            remedy="Attribute by activations (--method sweep or screen), or give models of "
+            "one architecture and one vocabulary.",
+        )
+    return {key: (weight, theirs[key]) for key, weight in ours.items()}
+
+
+def _weights(net: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    for path, module in net.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                yield (path, name), parameter.data
+
+
+def _adapted(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that an adapter changes, each with the module that it has without."""
+    inside: tuple[str, ...] = ()
+    for path, module in net.named_modules():
+        bare = getattr(module, "base_layer", getattr(module, "original_module", None))
+        if isinstance(bare, nn.Module) and not path.startswith(inside or ("\0",)):
+            inside = (*inside, f"{path}.")
+            yield path, bare
+
+
+def _effective(module: nn.Module, bare: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """By name, the base's weight and what an adapter makes of it."""
+    if hasattr(module, "get_delta_weight"):
+        weight = bare.get_parameter("weight").data
+        change = sum(module.get_delta_weight(name) for name in module.active_adapters)  # type: ignore
+        # In float32: a sum in half precision would drown the change in rounding.
+        yield "weight", weight, weight.float() + change.float()
+        return
+    kept = module.modules_to_save[module.active_adapter]  # type: ignore
+    for name, parameter in bare.named_parameters():
+        yield name, parameter.data, kept.get_parameter(name).data
