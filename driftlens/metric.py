@@ -24,6 +24,10 @@ TRACE_BYTES = 2**28
 """How much memory the activations of a batch may take unless the caller sets the batch."""
 
 
+GRAPH = 12
+"""Streams that a block's part of a graph takes, of one model; half as much of two."""
+
+
 class Metric(ABC, Generic[R]):
     """A statistic of a stream of frames that may be split, and merged again.
 
@@ -184,7 +188,7 @@ def _pass(
 def affordable(pair: ModelPair, wants: Wants) -> int:
     """How many tokens at a time keep the activations of both models within their memory."""
     layers = pair.depth if wants.layers is None else len(wants.layers)
-    sites = 2 + layers * len(wants.parts)
+    sites = 2 + layers * len(wants.parts) + pair.depth * GRAPH * wants.graph
     device, room = getattr(pair.base, "device", torch.device("cpu")), TRACE_BYTES
     if device.type == "cuda":
         room = max(room, torch.cuda.mem_get_info(device)[0] // 8)

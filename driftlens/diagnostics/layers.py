@@ -236,7 +236,7 @@ class TokenLayers(Metric[TokenLayersResult]):
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
-        scored, windows = frame.scored, _windows(frame)
+        scored, windows = frame.scored, frame.row_of_scored
         shares = (frame.restored.diff(dim=0) - frame.corrupted.diff(dim=0)) / 2
         rise = (frame.likelihoods[0] - frame.likelihoods[1]).numpy()
         # By window, which no batch divides, and not by document, which one may.
@@ -262,13 +262,6 @@ class TokenLayers(Metric[TokenLayersResult]):
             stage=np.array(names * len(document) or [""], object)[: len(document) * stages],
             share=shares.ravel(),
         )
-
-
-def _windows(frame: Frame) -> np.ndarray:
-    """[scored unit] number of the window that it is read in."""
-    cuts = (frame.encoder.document(w.example).windows[w.number] for w in frame.windows)
-    fresh = [last - first for _, first, last in cuts]
-    return np.repeat(np.arange(len(fresh)), fresh)[frame.units.scored]
 
 
 def _named(stages: np.ndarray, places: np.ndarray) -> str:

@@ -28,6 +28,9 @@ class Wants:
     same_tokens: bool = False
     """Whether both models must read the same tokens."""
 
+    graph: bool = False
+    """Whether a gradient runs back through all blocks, so that memory must hold what they did."""
+
     def __or__(self, other: "Wants") -> "Wants":
         every = self.layers is None or other.layers is None
         return Wants(
@@ -36,6 +39,7 @@ class Wants:
             self.gradients or other.gradients,
             self.causal or other.causal,
             self.same_tokens or other.same_tokens,
+            self.graph or other.graph,
         )
 
 

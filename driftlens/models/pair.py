@@ -254,7 +254,14 @@ class Frame:
             mine.append(self._by_unit(self.base, slopes.likelihood))
             for path, act in slopes.acts.items():
                 acts[path] = acts.get(path, 0) - weight * act.cpu()
-        return Path(alphas, torch.stack(mine), acts)
+        return Path(alphas, torch.stack(mine), batch.ids.shape, acts)
+
+    @cached_property
+    def row_of_scored(self) -> np.ndarray:
+        """[scored unit] number of the row, that is of the window, that it is read in."""
+        cuts = (self.encoder.document(w.example).windows[w.number] for w in self.windows)
+        fresh = [last - first for _, first, last in cuts]
+        return np.repeat(np.arange(len(fresh)), fresh)[self.units.scored]
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -307,6 +314,9 @@ class Path(NamedTuple):
 
     likelihoods: Tensor
     """[node, scored unit] log-likelihoods there, in nats, float64."""
+
+    shape: torch.Size
+    """Rows and tokens of the batch."""
 
     acts: Mapping[str, Tensor]
     """For each module by path, [row, token] what its weights add to the row's loss by their use
