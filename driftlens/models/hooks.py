@@ -98,22 +98,28 @@ class HookedModel:
             gradients,
         )
 
-    def resume(self, batch: Batch, layer: int, stream: Tensor) -> Tensor:
+    def resume(
+        self, batch: Batch, layer: int, stream: Tensor, keep: dict[Site, Tensor] | None = None
+    ) -> Tensor:
         """[scored token, width] predictors when block `layer` left the given stream.
 
-        The blocks up to `layer` are not run. Layer -1 gives block 0 the stream to read.
+        The blocks up to `layer` are not run. Layer -1 gives block 0 the stream to read. The
+        streams that leave the blocks above are put into `keep`.
         """
         batch, stream = batch.to(self.device), stream.to(self.device)
         if layer == self.depth - 1:
             return self._predictors(batch, stream, {})
         edits = {EMBED: lambda _: stream} if layer < 0 else {}
+        above = {Site(number) for number in range(layer + 1, self.depth)}
         with (
             self._as_found(),
             torch.no_grad(),
             self._skip(layer, stream),
-            self._tap(batch, {self._end}, edits) as seen,
+            self._tap(batch, {self._end} if keep is None else above, edits) as seen,
         ):
             self.body(**self._inputs(batch))
+        if keep is not None:
+            keep.update(seen)
         return self._predictors(batch, seen[self._end], {})
 
     def readout(self, stream: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from driftlens.errors import DriftlensError
 
 from .hooks import HookedModel
+from .model import Wants
 from .pieces import By, Owner, Piece, pieces
+from .sites import Site
 from .survey import Heard, Survey, outcome, put, survey, tensors
 from .tokens import Batch
 
@@ -95,6 +97,31 @@ class Hybrid(ABC):
                 "a division by layer, component or head", found=repr(by), remedy="Give one."
             )
         return pieces(self.owners, by)
+
+    def stages(self, aligned: Collection[Piece]) -> tuple[frozenset[str], ...]:
+        """For embedding, each block and head, which of the pieces lie in it."""
+        names = ["embed", *map(str, range(self.model.depth)), "head"]
+        return tuple(frozenset(p.component for p in aligned if p.layer == name) for name in names)
+
+    @cached_property
+    def resumes(self) -> bool:
+        """Whether the net gives the same if it is resumed at a block on the stream alone."""
+        model, none = self.model, torch.zeros(0, dtype=torch.long)
+        ids = torch.arange(5)[None] % len(model.net.get_input_embeddings().weight)
+        place = torch.zeros(4, dtype=torch.long), torch.arange(1, 5)
+        batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), (none, none), place, none)
+        whole = model.trace(batch, Wants(frozenset({"out"}), None))
+        for layer in range(model.depth - 1):
+            try:
+                again = model.resume(batch, layer, whole.activations[Site(layer)])
+            except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                # Whatever a block says when it misses what an earlier one would have left.
+                return False
+            if not torch.equal(again, whole.predictors):
+                return False
+        return True
 
     @abstractmethod
     def grafted(self, aligned: Collection[Piece]) -> AbstractContextManager[HookedModel]:

@@ -1,7 +1,7 @@
 """A base model beside its aligned version."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -213,21 +213,36 @@ class Frame:
             runs.append(self.likelihood_of(model, above, predictors))
         return torch.stack([*runs, ends[0]])
 
-    @cached_property
-    def _grafts(self) -> dict[frozenset[Piece], Tensor]:
-        return {}
-
     def grafted(self, aligned: Collection[Piece]) -> Tensor:
         """[scored unit] log-likelihoods with aligned's weights in some pieces, base's elsewhere.
 
-        Both ends are those of `likelihoods`; each set of pieces is run once. float64, in nats.
+        Each set of pieces is run once, from the lowest stage in which it differs from the set
+        before it. float64, in nats.
         """
         chosen = frozenset(aligned)
-        if chosen not in self._grafts:
-            with self.pair.hybrid.grafted(chosen) as model:
-                trace = model.trace(self.base.batch)
-                self._grafts[chosen] = self.likelihood_of(model, trace, trace.predictors)
-        return self._grafts[chosen]
+        if chosen not in self._grafts.found:
+            self._grafts.found[chosen] = self._grafted(chosen)
+        return self._grafts.found[chosen]
+
+    @cached_property
+    def _grafts(self) -> "_Grafts":
+        return _Grafts()
+
+    def _grafted(self, chosen: frozenset[Piece]) -> Tensor:
+        last, stages = self._grafts, self.pair.hybrid.stages(chosen)
+        alike = zip(stages, last.stages, strict=False)
+        # Stage 0 is the embedding, and block n is stage n + 1.
+        same = next((n for n, (one, other) in enumerate(alike) if one != other), 0)
+        with self.pair.hybrid.grafted(chosen) as model:
+            if same and self.pair.hybrid.resumes:
+                layer = same - 2
+                stream = last.streams[EMBED if layer < 0 else Site(layer)]
+                predictors = model.resume(self.base.batch, layer, stream, last.streams)
+            else:
+                trace = model.trace(self.base.batch, Wants(frozenset({"out"}), None))
+                last.streams, predictors = dict(trace.activations), trace.predictors
+            last.stages = stages
+            return self.likelihood_of(model, self.base, predictors)
 
     def path(self, nodes: int) -> "Path":
         """What the weights do along the straight path from base to aligned, at Gauss nodes.
@@ -304,6 +319,15 @@ class Frame:
         aligned = base if self.aligned is self.base else self.aligned.predictors.split(rows)
         targets = (trace.batch.targets.split(rows) for trace in (self.base, self.aligned))
         yield from zip(base, aligned, *targets, strict=True)
+
+
+@dataclass
+class _Grafts:
+    """What grafted nets gave, and what the last of them left at every boundary."""
+
+    found: dict[frozenset[Piece], Tensor] = field(default_factory=dict)
+    stages: Sequence[frozenset[str]] = ()
+    streams: dict[Site, Tensor] = field(default_factory=dict)
 
 
 class Path(NamedTuple):
