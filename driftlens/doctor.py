@@ -213,6 +213,15 @@ def resumable(checks: Sequence[Check]) -> bool:
     return all(check.status == "pass" for check in checks if check.name == RESIDUAL)
 
 
+WEIGHTS = "matching weights"
+"""The gate without which a loss cannot be divided among weights."""
+
+
+def divisible(checks: Sequence[Check]) -> bool:
+    """Whether every weight of one model has its like in the other."""
+    return all(check.status == "pass" for check in checks if check.name == WEIGHTS)
+
+
 def _differ(patient: Patient) -> Check:
     name, pair = "the models differ", patient.pair
     apart = not torch.equal(patient.frame.base.predictors, patient.frame.aligned.predictors)
@@ -367,6 +376,16 @@ def _residual(patient: Patient) -> Check:
     return replace(check, detail=f"{check.detail}; {said}")
 
 
+def _matching(patient: Patient) -> Check:
+    if not patient.pair.base.causal:
+        return Check(WEIGHTS, "skip", "masked models are not divided by weights")
+    try:
+        pieces = patient.pair.hybrid.pieces("component")
+    except DriftlensError as error:
+        return Check(WEIGHTS, "warn", f"{error.found}; forgetting by weights is left out")
+    return Check(WEIGHTS, "pass", f"by name and shape, in {len(pieces)} components")
+
+
 LEFT_OUT = "forgetting by layer is left out"
 
 
@@ -410,4 +429,5 @@ GATES: Sequence[Callable[[Patient], Check]] = (
     _padding,
     _batching,
     _residual,
+    _matching,
 )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .errors import DriftlensError
+from .formulas.intervals import Interval, bootstrap
 from .formulas.streams import Mergeable
 from .models import Frame, ModelPair, Wants
 from .models.tokens import Encoder, Window
@@ -40,6 +41,12 @@ class Metric(ABC, Generic[R]):
 
     wants: Wants = Wants()
     """What each frame must show."""
+
+    seed: int = 0
+    """Of every draw."""
+
+    level: float = 0.95
+    """Share of bootstrap draws that an interval holds."""
 
     pair: ModelPair
     encoder: Encoder
@@ -90,6 +97,17 @@ class Metric(ABC, Generic[R]):
             mark = f"{name}/"
             kept.restore({k.removeprefix(mark): v for k, v in state.items() if k.startswith(mark)})
         return self
+
+    def intervals(self, parts: np.ndarray, tokens: np.ndarray, documents: np.ndarray) -> Interval:
+        """Ratios of sums over documents, with their bootstrap intervals.
+
+        Args:
+            parts: [document, *] what is averaged.
+            tokens: [document, *] or [document] over what.
+            documents: [document] their numbers; those of one cluster are drawn together.
+        """
+        clusters = np.asarray(self.encoder.pack.clusters)[documents]
+        return bootstrap(parts, tokens, seed=self.seed, level=self.level, clusters=clusters)
 
     def _kept(self) -> dict[str, Mergeable]:
         return {name: kept for name, kept in vars(self).items() if isinstance(kept, Mergeable)}

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import attribution
 from .diagnostics import (
     Drift,
+    Factorial,
     Forgetting,
     LayerForgetting,
     Lens,
@@ -13,8 +15,9 @@ from .diagnostics import (
     TokenForgetting,
     TokenKinds,
     TokenLayers,
+    WeightChange,
 )
-from .doctor import Floors, noise_floor, resumable
+from .doctor import Floors, divisible, noise_floor, resumable
 from .metric import Metric, measure
 from .models import ModelPair
 from .models.tokens import Encoder
@@ -41,6 +44,7 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
     "text": lambda o: (
         Forgetting(o.seed),
         LayerForgetting(o.seed),
+        Factorial(o.seed),
         TokenKinds(o.seed),
         TokenForgetting(),
         TokenLayers(),
@@ -113,7 +117,24 @@ def _examine(
         checkpoint=checkpoint,
         progress=progress and (lambda done, of: progress(pack.name, done, of)),
     )
-    return [*_with_floors(results, floors), floors.result(pack, results)]
+    found = [*_with_floors(results, floors), floors.result(pack, results)]
+    if pack.kind == "text" and pair.base.causal and encoder.same and divisible(checks):
+        found += _attributed(pair, pack, options, floors, progress)
+    return found
+
+
+def _attributed(
+    pair: ModelPair, pack: Pack, options: Options, floors: Floors, progress: Any
+) -> Iterator[Result]:
+    """What the weights' shares of the loss are, on an even part of a large pack."""
+    asked = attribution.Options(seed=options.seed, rows=options.rows, length=options.length)
+    part, said = attribution.sampled(pair, pack, asked)
+    floor = floors.sizes["forgetting"]["loss_rise"]
+    told = progress and (lambda name, done, of: progress(f"{name}, by weights", done, of))
+    results = attribution.attribute(pair, part, ["weight-path"], asked, floor=floor, progress=told)
+    for result in results:
+        yield replace(result, notes=(*filter(None, [said]), *result.notes))
+    yield measure(pair, part, [WeightChange()], rows=1)[0]
 
 
 def _with_floors(results: Sequence[Result], floors: Floors) -> Iterator[Result]:

@@ -1,27 +1,55 @@
 """The instruments, one file each. They do not know each other."""
 
 from .drift import Drift, DriftResult
+from .factorial import Factorial, FactorialResult
 from .forgetting import Forgetting, ForgettingResult
+from .grafts import Grafts, GraftsResult
 from .layers import LayerForgetting, LayerForgettingResult, TokenLayers, TokenLayersResult
 from .lens import Lens, LensResult
+from .restoration import Restoration, RestorationResult
+from .retention import Retention, RetentionResult
+from .screen import Screen, ScreenResult
 from .selective import SelectiveForgetting, SelectiveForgettingResult
+from .shapley import Interactions, InteractionsResult, Shapley, ShapleyResult
 from .tokens import TokenForgetting, TokenForgettingResult, TokenKinds, TokenKindsResult
+from .weight_path import PositionMap, PositionMapResult, WeightPath, WeightPathResult
+from .weights import WeightChange, WeightChangeResult
 
 __all__ = [
     "Drift",
     "DriftResult",
+    "Factorial",
+    "FactorialResult",
     "Forgetting",
     "ForgettingResult",
+    "Grafts",
+    "GraftsResult",
+    "Interactions",
+    "InteractionsResult",
     "LayerForgetting",
     "LayerForgettingResult",
     "Lens",
     "LensResult",
+    "PositionMap",
+    "PositionMapResult",
+    "Restoration",
+    "RestorationResult",
+    "Retention",
+    "RetentionResult",
+    "Screen",
+    "ScreenResult",
     "SelectiveForgetting",
     "SelectiveForgettingResult",
+    "Shapley",
+    "ShapleyResult",
     "TokenForgetting",
     "TokenForgettingResult",
     "TokenKinds",
     "TokenKindsResult",
     "TokenLayers",
     "TokenLayersResult",
+    "WeightChange",
+    "WeightChangeResult",
+    "WeightPath",
+    "WeightPathResult",
 ]

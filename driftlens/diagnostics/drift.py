@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from driftlens.formulas.each import Each
-from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.sampling import chosen
 from driftlens.formulas.similarity import turn
 from driftlens.formulas.streams import CrossMoments, PerDocument
@@ -255,8 +254,7 @@ class Drift(Metric[DriftResult]):
         rest = dict(zip(SUMS, sums[:, 0].T, strict=True))
         whole = dict(zip(SUMS, sums.sum(1).T, strict=True))
         lengths = self.lengths.sums.reshape(-1, len(self.sites), 2)
-        clusters = np.asarray(self.encoder.pack.clusters)[self.lengths.documents]
-        interval = bootstrap(lengths[..., 0], lengths[..., 1], seed=self.seed, clusters=clusters)
+        interval = self.intervals(lengths[..., 0], lengths[..., 1], self.lengths.documents)
         count = rest["tokens"]
         shift = np.linalg.norm(self._of_sites(self.shift), axis=1)
         sampled = max((self.rest[name].count for name in self.rest), default=0)

@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
@@ -114,12 +113,14 @@ class Factorial(Metric[FactorialResult]):
 
     Args:
         seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
     wants = Wants(frozenset({"out"}), None, causal=True, same_tokens=True)
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, level: float = 0.95) -> None:
         self.seed = seed
+        self.level = level
         self.sums = PerDocument(0)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
@@ -140,8 +141,7 @@ class Factorial(Metric[FactorialResult]):
     def compute(self) -> FactorialResult:
         """The result of all that was seen so far."""
         sums = self.sums.sums
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
-        found = bootstrap(sums[:, 1:], sums[:, 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(sums[:, 1:], sums[:, 0], self.sums.documents)
         total, *parts = zip(*found, strict=True)
         upstream, late, interaction = np.array(parts).reshape(3, -1, 3).transpose(0, 2, 1)
         return FactorialResult.of(

@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame
@@ -176,10 +175,9 @@ class Forgetting(Metric[ForgettingResult]):
     def compute(self) -> ForgettingResult:
         """The result of all that was seen so far."""
         documents, sums = self.sums.documents, dict(zip(SUMS, self.sums.sums.T, strict=True))
-        clusters = np.asarray(self.encoder.pack.clusters)[documents]
 
         def mean(name: str, over: str = "units", scale: float = 1.0) -> Estimate:
-            found = bootstrap(scale * sums[name], sums[over], seed=self.seed, clusters=clusters)
+            found = self.intervals(scale * sums[name], sums[over], documents)
             return Estimate(*(float(number) for number in found))
 
         rise = mean("rise")
@@ -191,20 +189,20 @@ class Forgetting(Metric[ForgettingResult]):
             worse_share=mean("worse"),
             scored=int(sums["units"].sum()),
             of_documents=len(documents),
-            notes=self._notes(len(set(clusters))),
+            notes=self._notes(len({self.encoder.pack.clusters[d] for d in documents})),
             **{name: mean(name) for name in SUMS if name.endswith(("loss", "entropy", "outside"))},
             **{name: mean(name) for name in SUMS if name.startswith("kl_")},
-            **self._groups(documents, sums, clusters),
+            **self._groups(documents, sums),
         )
 
-    def _groups(self, documents: np.ndarray, sums: dict, clusters: np.ndarray) -> dict:
+    def _groups(self, documents: np.ndarray, sums: dict) -> dict:
         examples = self.encoder.pack.examples
         labels = np.array([examples[d].topic or examples[d].role or "all" for d in documents])
         rows: dict[str, list] = {name: [] for name in _GROUP_COLUMNS}
         for label in sorted(set(labels)):
             mine = labels == label
             units = sums["units"][mine]
-            found = bootstrap(sums["rise"][mine], units, seed=self.seed, clusters=clusters[mine])
+            found = self.intervals(sums["rise"][mine], units, documents[mine])
             row = (
                 label,
                 int(mine.sum()),

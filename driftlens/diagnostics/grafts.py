@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from driftlens.formulas.intervals import Interval, bootstrap
+from driftlens.formulas.intervals import Interval
 from driftlens.formulas.shapley import of_whole
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
@@ -118,12 +118,14 @@ class Grafts(Metric[GraftsResult]):
     Args:
         by: How finely the weights are divided.
         seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
     wants = Wants(same_tokens=True)
 
-    def __init__(self, by: By = "layer", seed: int = 0) -> None:
+    def __init__(self, by: By = "layer", seed: int = 0, level: float = 0.95) -> None:
         self.by, self.seed = by, seed
+        self.level = level
         self.sums = PerDocument(0)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
@@ -145,8 +147,7 @@ class Grafts(Metric[GraftsResult]):
     def compute(self) -> GraftsResult:
         """The result of all that was seen so far."""
         sums = self.sums.sums
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
-        found = bootstrap(sums[:, 1:], sums[:, 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(sums[:, 1:], sums[:, 0], self.sums.documents)
         total, overlap, overlap_alone, *parts = zip(*found, strict=True)
         back, alone = np.array(parts).reshape(2, len(self.pieces), 3).transpose(0, 2, 1)
         return GraftsResult.of(

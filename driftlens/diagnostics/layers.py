@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.streams import PerDocument, Rows
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
@@ -111,12 +110,14 @@ class LayerForgetting(Metric[LayerForgettingResult]):
 
     Args:
         seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
     wants = WANTS
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, level: float = 0.95) -> None:
         self.seed = seed
+        self.level = level
         self.sums = PerDocument(0)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
@@ -138,8 +139,7 @@ class LayerForgetting(Metric[LayerForgettingResult]):
     def compute(self) -> LayerForgettingResult:
         """The result of all that was seen so far."""
         sums = self.sums.sums
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
-        found = bootstrap(sums[:, 1:], sums[:, 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(sums[:, 1:], sums[:, 0], self.sums.documents)
         total, *shares = zip(*found, strict=True)
         stages = self.pair.depth + 2
         forward, backward = (np.array(s).T for s in (shares[:stages], shares[stages:]))

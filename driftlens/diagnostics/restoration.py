@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from driftlens.errors import DriftlensError
-from driftlens.formulas.intervals import Interval, bootstrap
+from driftlens.formulas.intervals import Interval
 from driftlens.formulas.shapley import of_whole
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
@@ -145,6 +145,7 @@ class Restoration(Metric[RestorationResult]):
         by: How finely the weights are divided.
         random: How many random orders to hold against them.
         seed: Of the random orders and of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
     wants = Wants(same_tokens=True)
@@ -155,8 +156,10 @@ class Restoration(Metric[RestorationResult]):
         by: By = "layer",
         random: int = 16,
         seed: int = 0,
+        level: float = 0.95,
     ) -> None:
         self.orders, self.by, self.random, self.seed = orders, by, random, seed
+        self.level = level
         self.sums = PerDocument(0)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
@@ -185,15 +188,14 @@ class Restoration(Metric[RestorationResult]):
     def compute(self) -> RestorationResult:
         """The result of all that was seen so far."""
         tokens, rises = np.split(self.sums.sums, [1], axis=1)
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
-        left = np.array(bootstrap(rises, tokens, seed=self.seed, clusters=clusters))
+        left = np.array(self.intervals(rises, tokens, self.sums.documents))
         whole = rises[:, [self.nets[frozenset()]]]
         total = Interval(*left[:, self.nets[frozenset()]])
         ours = next(iter(self.named.values()))
         curve = 1 - of_whole(left[0, self._walk(ours)], total)
         half, ninety = (_first(curve, part) for part in (HALF, NINETY))
         back = _area(whole - rises[:, self._walk(ours)])
-        area = bootstrap(back, whole[:, 0], seed=self.seed, clusters=clusters)
+        area = self.intervals(back, whole[:, 0], self.sums.documents)
         chance = np.array([left[0, self._walk(order)] for order in self.drawn])
         chance = chance.reshape(-1, len(curve))
         rows = [

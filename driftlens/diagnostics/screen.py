@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.patching import along
 from driftlens.formulas.quadrature import gauss
 from driftlens.formulas.ranks import spearman
@@ -187,7 +186,9 @@ class Screen(Metric[ScreenResult]):
 
     wants = WANTS
 
-    def __init__(self, verify: int | Literal["all"] = 8, nodes: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, verify: int | Literal["all"] = 8, nodes: int = 0, seed: int = 0, level: float = 0.95
+    ) -> None:
         if (verify != "all" and verify < 0) or nodes < 0:
             raise DriftlensError(
                 "how many sites to patch, and with how many nodes, both at least 0",
@@ -195,6 +196,7 @@ class Screen(Metric[ScreenResult]):
                 remedy='Give 0 for none, or verify="all" for every site.',
             )
         self.verify, self.nodes, self.seed = verify, nodes, seed
+        self.level = level
         self.sites: tuple[Site, ...] = ()
         self.patched: tuple[Site, ...] = ()
         self.estimates = PerDocument(0)
@@ -304,8 +306,7 @@ class Screen(Metric[ScreenResult]):
 
     def _found(self, kept: PerDocument) -> list[tuple[float, float, float]]:
         """[column] estimates a token, with their intervals; the first column counts tokens."""
-        clusters = np.asarray(self.encoder.pack.clusters)[kept.documents]
-        found = bootstrap(kept.sums[:, 1:], kept.sums[:, 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(kept.sums[:, 1:], kept.sums[:, 0], kept.documents)
         return [(float(a), float(b), float(c)) for a, b, c in zip(*found, strict=True)]
 
     def _notes(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from driftlens.formulas import shapley as formulas
-from driftlens.formulas.intervals import Interval, bootstrap
+from driftlens.formulas.intervals import Interval
 from driftlens.formulas.streams import Moments, PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
@@ -125,6 +125,7 @@ class Shapley(Metric[ShapleyResult]):
         pairs: How many pairs of orders to draw each time the pack is shown.
         exact: The most pieces of which every coalition is run.
         seed: Of the orders and of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
     wants = Wants(same_tokens=True)
@@ -137,8 +138,10 @@ class Shapley(Metric[ShapleyResult]):
         pairs: int = 8,
         exact: int = EXACT,
         seed: int = 0,
+        level: float = 0.95,
     ) -> None:
         self.by, self.tolerance, self.limit, self.seed = by, tolerance, limit, seed
+        self.level = level
         self.at_once, self.exact = max(1, min(pairs, limit // 2)), exact
         self.sums = PerDocument(0)
         self.drawn = PerDocument(0)
@@ -227,8 +230,7 @@ class Shapley(Metric[ShapleyResult]):
     def _found(self) -> list[Interval]:
         """The total and each piece's share, with intervals over documents."""
         sums = self.sums.sums
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
-        found = bootstrap(sums[:, 1:], sums[:, 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(sums[:, 1:], sums[:, 0], self.sums.documents)
         return [Interval(*column) for column in zip(*found, strict=True)]
 
     def _errors(self) -> np.ndarray:
@@ -378,12 +380,16 @@ class Interactions(Metric[InteractionsResult]):
         exact: The most pieces of which every coalition is run; of more, only those of all but
             two pieces and of two.
         seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
     wants = Wants(same_tokens=True)
 
-    def __init__(self, by: By = "layer", exact: int = EXACT, seed: int = 0) -> None:
+    def __init__(
+        self, by: By = "layer", exact: int = EXACT, seed: int = 0, level: float = 0.95
+    ) -> None:
         self.by, self.exact, self.seed = by, exact, seed
+        self.level = level
         self.sums = PerDocument(0)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
@@ -415,8 +421,7 @@ class Interactions(Metric[InteractionsResult]):
     def compute(self) -> InteractionsResult:
         """The result of all that was seen so far."""
         sums = self.sums.sums
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
-        found = bootstrap(sums[:, 1:], sums[:, 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(sums[:, 1:], sums[:, 0], self.sums.documents)
         total, *parts = zip(*found, strict=True)
         index, above, below = np.array(parts).reshape(3, len(self.pairs), 3).transpose(0, 2, 1)
         shown = index if np.isfinite(index[0]).any() else above

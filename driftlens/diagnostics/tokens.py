@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.streams import PerDocument, Rows
 from driftlens.formulas.words import KINDS, kinds
 from driftlens.metric import Metric
@@ -270,11 +269,10 @@ class TokenKinds(Metric[TokenKindsResult]):
         sums = self.sums.sums.reshape(-1, len(KINDS), 3)
         present = np.flatnonzero(sums[..., 0].sum(0))
         sums = sums[:, present]
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
-        found = bootstrap(sums[..., 1], sums[..., 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(sums[..., 1], sums[..., 0], self.sums.documents)
         tokens, rise, loss = sums.sum(0).T
         whole = sums.sum(1)
-        total = bootstrap(whole[:, 1], whole[:, 0], seed=self.seed, clusters=clusters)
+        total = self.intervals(whole[:, 1], whole[:, 0], self.sums.documents)
         with np.errstate(invalid="ignore", divide="ignore"):
             return TokenKindsResult.of(
                 total=Estimate(*map(float, total)),

@@ -7,12 +7,10 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 
-from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.quadrature import gauss
 from driftlens.formulas.streams import PerDocument, Rows
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
-from driftlens.models.pair import Path
 from driftlens.models.pieces import By, Piece
 from driftlens.models.tokens import Encoder
 from driftlens.results import (
@@ -35,7 +33,7 @@ RULES = (2, 4)
 TOLERANCE = 0.01
 """The completeness residual, as a part of the rise, at which no further node is tried."""
 
-STEADY = 0.05
+STEADY = 0.1
 """How far shares may move from rule to rule, as a part of all shares together."""
 
 LIMIT = 32
@@ -165,12 +163,16 @@ class WeightPath(Metric[WeightPathResult]):
         by: How finely the weights are divided: `layer`, `component` or `head`.
         nodes: How many Gauss nodes; None takes as many as completeness asks for, up to 32.
         seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
     wants = WANTS
 
-    def __init__(self, by: By = "component", nodes: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, by: By = "component", nodes: int | None = None, seed: int = 0, level: float = 0.95
+    ) -> None:
         self.by, self.nodes, self.seed = by, nodes, seed
+        self.level = level
         self.sums = PerDocument(0)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
@@ -188,10 +190,10 @@ class WeightPath(Metric[WeightPathResult]):
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
         base, aligned = frame.likelihoods
-        paths = [frame.path(nodes) for nodes in self.rules]
+        paths = [frame.path(nodes, self.by == "head") for nodes in self.rules]
         along = [-likelihood for path in paths for likelihood in path.likelihoods]
         units = torch.stack([torch.ones_like(base), -base, -aligned, *along], 1)
-        rows = torch.stack([_acts(path, p).sum(1) for path in paths for p in self.pieces], 1)
+        rows = torch.stack([path.of(p).sum(1) for path in paths for p in self.pieces], 1)
         documents = [window.example for window in frame.windows]
         self.sums.update(
             np.concatenate([frame.scored.document, documents]), torch.block_diag(units, rows)
@@ -239,10 +241,9 @@ class WeightPath(Metric[WeightPathResult]):
         rules = self._found()
         last = rules[-1]
         sums = self.sums.sums
-        clusters = np.asarray(self.encoder.pack.clusters)[self.sums.documents]
         rise = (sums[:, 2] - sums[:, 1])[:, None]
         parts = np.concatenate([rise, sums[:, sums.shape[1] - len(self.pieces) :]], 1)
-        found = bootstrap(parts, sums[:, 0], seed=self.seed, clusters=clusters)
+        found = self.intervals(parts, sums[:, 0], self.sums.documents)
         total, *shares = zip(*found, strict=True)
         share, low, high = np.array(shares).reshape(-1, 3).T
         ends = sums.sum(0)[1:3] / sums[:, 0].sum() if len(sums) else np.full(2, np.nan)
@@ -305,13 +306,6 @@ def _moved(rules: tuple[Rule, ...]) -> float:
 
 def _over(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
-
-
-def _acts(path: Path, piece: Piece) -> torch.Tensor:
-    """[row, token] what a piece's weights add to the row's loss by their use at each token."""
-    mine = {weight.module for weight in piece.weights}
-    zero = torch.zeros(path.shape, dtype=torch.float64)
-    return sum((act for module, act in path.acts.items() if module in mine), start=zero)
 
 
 @dataclass(frozen=True)
@@ -434,7 +428,7 @@ class PositionMap(Metric[PositionMapResult]):
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
         path = frame.path(self.nodes)
-        acts = torch.stack([_acts(path, piece) for piece in self.pieces], -1).numpy()
+        acts = torch.stack([path.of(piece) for piece in self.pieces], -1).numpy()
         rise = (frame.likelihoods[0] - frame.likelihoods[1]).numpy()
         scored = np.zeros(path.shape, dtype=bool)
         scored[tuple(place.cpu().numpy() for place in frame.base.batch.target)] = True

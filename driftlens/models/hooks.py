@@ -152,7 +152,8 @@ class HookedModel:
                 of the readout of some scored tokens (a slice of them).
         """
         batch = batch.to(self.device)
-        likelihoods, upstream = [], []
+        likelihoods: list[Tensor] = []
+        upstream: list[Tensor] = []
         with self._as_found(frozen=True), torch.enable_grad():
             with self.listening(listeners(None)), self._tap(batch, {self._end}, {}) as seen:
                 self.body(**self._inputs(batch))

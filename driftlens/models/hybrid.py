@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from driftlens.errors import DriftlensError
 
+from .heads import with_heads
 from .hooks import HookedModel
 from .model import Wants
 from .pieces import By, Owner, Piece, pieces
@@ -50,6 +51,10 @@ class Slopes:
     acts: Mapping[str, Tensor]
     """For each module by path, [batch, token] derivative by the module's weights as they are used
     at each position, in nats over the whole path."""
+
+    heads: Mapping[str, Tensor]
+    """For each module of attention, [batch, token, head] the part of it that is each head's, if
+    that was asked for."""
 
 
 def hybrid(base: object, aligned: object) -> "Hybrid":
@@ -96,7 +101,16 @@ class Hybrid(ABC):
             raise DriftlensError(
                 "a division by layer, component or head", found=repr(by), remedy="Give one."
             )
-        return pieces(self.owners, by)
+        return pieces(self.by_head if by == "head" else self.owners, by)
+
+    @cached_property
+    def by_head(self) -> Mapping[str, Owner]:
+        """The owners, with what of attention belongs to which head.
+
+        Raises:
+            DriftlensError: The heads of a block cannot be told apart.
+        """
+        return with_heads(self.model, self.owners, self.surveyed)
 
     def stages(self, aligned: Collection[Piece]) -> tuple[frozenset[str], ...]:
         """For embedding, each block and head, which of the pieces lie in it."""
@@ -135,7 +149,7 @@ class Hybrid(ABC):
     def _at(self, alpha: float) -> AbstractContextManager[Mapping[str, Way]]:
         """The net at base + alpha · (aligned − base), and the way of each module that moves."""
 
-    def slopes(self, batch: Batch, alpha: float) -> Slopes:
+    def slopes(self, batch: Batch, alpha: float, heads: bool = False) -> Slopes:
         """The derivative of the scored log-likelihood along the straight path of weights.
 
         For a linear map the derivative by its weights, as they are used at position t, is
@@ -146,21 +160,34 @@ class Hybrid(ABC):
         Args:
             batch: What to read.
             alpha: Where to stand on the path; 0 is base and 1 is aligned.
+            heads: Whether to divide what attention does among its heads too.
         """
         batch = batch.to(self.model.device)
+        divided = {p: o for p, o in self.by_head.items() if o.heads} if heads else {}
         with self._at(alpha) as ways:
             shape, device = batch.ids.shape, batch.ids.device
             acts = {path: torch.zeros(shape, dtype=torch.float64, device=device) for path in ways}
+            mine = {p: _Heads(self, p, o, shape, device) for p, o in divided.items() if p in ways}
 
             def listeners(rows: slice | None) -> dict[str, Any]:
                 spread = _Everywhere(shape) if rows is None else _AtPredictors(batch, rows)
                 return {
-                    path: _Listener(way, acts[path], spread, self.surveyed.heard[path])
+                    path: _Listener(
+                        way, acts[path], spread, self.surveyed.heard[path], mine.get(path)
+                    )
                     for path, way in ways.items()
                 }
 
             likelihood = self.model.pull(batch, listeners)
-        return Slopes(likelihood, acts)
+        return Slopes(likelihood, acts, {path: each.acts for path, each in mine.items()})
+
+    @abstractmethod
+    def change(self, path: str) -> Tensor:
+        """[out, in] change of a linear module's weight from base to aligned, in float32 at least.
+
+        Raises:
+            DriftlensError: The change is not at hand as a weight.
+        """
 
 
 class Twin(Hybrid):
@@ -183,7 +210,7 @@ class Twin(Hybrid):
         self.owners = self.surveyed.owners(holders)
 
     def _set(self, path: str, name: str, tensor: Tensor) -> None:
-        self._modules[path]._parameters[name].data = tensor  # type: ignore[union-attr]
+        getattr(self._modules[path], name).data = tensor
 
     @contextmanager
     def grafted(self, aligned: Collection[Piece]) -> Iterator[HookedModel]:
@@ -250,6 +277,13 @@ class Twin(Hybrid):
             return torch.lerp(ours, theirs, alpha, out=room)
         return room.copy_(ours).lerp_(theirs.to(kind), alpha)
 
+    def change(self, path: str) -> Tensor:
+        """[out, in] change of a linear module's weight from base to aligned."""
+        ours, theirs = self.ends[path, "weight"]
+        kind = torch.promote_types(ours.dtype, torch.float32)
+        change = theirs.to(kind) - ours.to(kind)
+        return change.T if type(self._modules[path]).__name__ == "Conv1D" else change
+
     def _way(self, path: str) -> Way:
         ends = self._moving[path]
         form = self.surveyed.heard[path].form
@@ -293,6 +327,26 @@ class Adapted(Hybrid):
             for name, ours, theirs in _effective(module, bare):
                 yield Change(owner.layer, owner.component, f"{path}.{name}", ours, theirs)
 
+    @property
+    def by_head(self) -> Mapping[str, Owner]:
+        """Nothing: what an adapter adds has no head of its own.
+
+        Raises:
+            DriftlensError: Always.
+        """
+        raise DriftlensError(
+            "a pair of whole models, to divide by head",
+            found=f"{self.model.name}, an adapter",
+            remedy="Divide by component, or give the adapter merged into its base.",
+        )
+
+    def change(self, path: str) -> Tensor:
+        """[out, in] change of a linear module's weight by the adapter."""
+        ours, theirs = next(
+            (a, b) for _, a, b in _effective(self.model.net.get_submodule(path), self._bare[path])
+        )
+        return theirs.float() - ours.float()
+
     def _off(self, path: str) -> Callable:
         bare = self._bare[path]
         return lambda _, inputs, keywords, __: bare(*inputs, **keywords)
@@ -316,8 +370,10 @@ class Adapted(Hybrid):
 class _Listener:
     """Puts a module on its way, and adds up what its weights do at every position."""
 
-    def __init__(self, way: Way, acts: Tensor, spread: Callable, heard: Heard) -> None:
-        self.way, self.acts, self.spread, self.heard = way, acts, spread, heard
+    def __init__(
+        self, way: Way, acts: Tensor, spread: Any, heard: Heard, heads: "_Heads | None"
+    ) -> None:
+        self.way, self.acts, self.spread, self.heard, self.heads = way, acts, spread, heard, heads
 
     def __call__(self, module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> Any:
         outputs, tangents = self.way(module, inputs, keywords, tensors(output))
@@ -331,18 +387,44 @@ class _Listener:
             elif len(outputs) > 1:
                 # One may be made of another inside the module: only what leaves it counts.
                 tensor = tensor.view_as(tensor)
-            tensor.register_hook(self._pulled(number, axis, tangents, kept))
+            entered = inputs[0] if inputs else None
+            tensor.register_hook(self._pulled(number, axis, tangents, kept, entered))
             fresh.append(tensor)
         return put(output, fresh)
 
-    def _pulled(self, number: int, axis: int | None, tangents: Callable, kept: list) -> Callable:
+    def _pulled(
+        self, number: int, axis: int | None, tangents: Callable, kept: list, entered: Any
+    ) -> Callable:
         def pulled(gradient: Tensor) -> None:
             if not kept:
                 # One tangent serves all that a module gives.
                 kept.append(tangents())
-            self.spread.add(self.acts, gradient, kept[0][number].detach(), axis)
+            tangent = kept[0][number].detach()
+            self.spread.add(self.acts, gradient, tangent, axis)
+            if self.heads is not None:
+                self.heads.add(gradient, tangent, entered)
 
         return pulled
+
+
+class _Heads:
+    """Adds up what each head's part of a linear map does at every position."""
+
+    def __init__(
+        self, hybrid: Hybrid, path: str, owner: Owner, shape: torch.Size, device: torch.device
+    ) -> None:
+        _, features = owner.heads["weight"]
+        self.entering, self.path, self.hybrid = owner.entering, path, hybrid
+        self.belongs = torch.zeros(sum(map(len, features)), len(features), device=device)
+        for head, mine in enumerate(features):
+            self.belongs[list(mine), head] = 1
+        self.acts = torch.zeros(*shape, len(features), dtype=torch.float64, device=device)
+
+    def add(self, gradient: Tensor, tangent: Tensor, entered: Tensor) -> None:
+        if self.entering:
+            gradient, tangent = gradient @ self.hybrid.change(self.path).to(gradient), entered
+        products = (gradient * tangent).reshape(*self.acts.shape[:2], -1)
+        self.acts += (products @ self.belongs.to(products)).double()
 
 
 class _Everywhere:
@@ -419,7 +501,7 @@ def _curved(module: nn.Module, inputs: tuple, keywords: dict, change: Mapping) -
 
     with _plain_experts(module), forward.dual_level():
         dual = {
-            name: forward.make_dual(module._parameters[name].data, tangent)
+            name: forward.make_dual(getattr(module, name).data, tangent)
             for name, tangent in change.items()
         }
         own = {name: module._parameters[name] for name in change}
@@ -505,14 +587,14 @@ def _adapted(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, bare
 
 
-def _effective(module: nn.Module, bare: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _effective(module: Any, bare: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
     """By name, the base's weight and what an adapter makes of it."""
     if hasattr(module, "get_delta_weight"):
         weight = bare.get_parameter("weight").data
-        change = sum(module.get_delta_weight(name) for name in module.active_adapters)  # type: ignore
+        change = sum(module.get_delta_weight(name).float() for name in module.active_adapters)
         # In float32: a sum in half precision would drown the change in rounding.
-        yield "weight", weight, weight.float() + change.float()
+        yield "weight", weight, weight.float() + change
         return
-    kept = module.modules_to_save[module.active_adapter]  # type: ignore
+    kept = module.modules_to_save[module.active_adapter]
     for name, parameter in bare.named_parameters():
         yield name, parameter.data, kept.get_parameter(name).data

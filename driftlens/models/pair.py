@@ -244,32 +244,35 @@ class Frame:
             last.stages = stages
             return self.likelihood_of(model, self.base, predictors)
 
-    def path(self, nodes: int) -> "Path":
+    def path(self, nodes: int, heads: bool = False) -> "Path":
         """What the weights do along the straight path from base to aligned, at Gauss nodes.
 
         Args:
             nodes: How many points of the path to look at; each costs a forward and a backward
                 pass, and one forward pass of what the change of the weights does.
+            heads: Whether to divide what attention does among its heads too.
         """
-        if nodes not in self._paths:
-            self._paths[nodes] = self._path(nodes)
-        return self._paths[nodes]
+        if (nodes, heads) not in self._paths:
+            self._paths[nodes, heads] = self._path(nodes, heads)
+        return self._paths[nodes, heads]
 
     @cached_property
-    def _paths(self) -> dict[int, "Path"]:
+    def _paths(self) -> dict[tuple[int, bool], "Path"]:
         return {}
 
-    def _path(self, nodes: int) -> "Path":
+    def _path(self, nodes: int, heads: bool) -> "Path":
         alphas, weights = gauss(nodes)
         batch, mine = self.base.batch, []
         acts: dict[str, Tensor] = {}
+        divided: dict[str, Tensor] = {}
         for alpha, weight in zip(alphas.tolist(), weights.tolist(), strict=True):
-            slopes = self.pair.hybrid.slopes(batch, alpha)
+            slopes = self.pair.hybrid.slopes(batch, alpha, heads)
             self._check(self.pair.hybrid.model, self.base, slopes.likelihood.cpu())
             mine.append(self._by_unit(self.base, slopes.likelihood))
-            for path, act in slopes.acts.items():
-                acts[path] = acts.get(path, 0) - weight * act.cpu()
-        return Path(alphas, torch.stack(mine), batch.ids.shape, acts)
+            for found, given in ((acts, slopes.acts), (divided, slopes.heads)):
+                for path, act in given.items():
+                    found[path] = found.get(path, 0) - weight * act.cpu()
+        return Path(alphas, torch.stack(mine), batch.ids.shape, acts, divided)
 
     @cached_property
     def row_of_scored(self) -> np.ndarray:
@@ -331,7 +334,10 @@ class _Grafts:
 
 
 class Path(NamedTuple):
-    """What the weights do along the path from base to aligned."""
+    """What the weights do along the path from base to aligned.
+
+    Divided by heads or not, as it was asked for; `of` must be given pieces of the same division.
+    """
 
     alphas: np.ndarray
     """[node] places on the path; 0 is base and 1 is aligned."""
@@ -344,8 +350,29 @@ class Path(NamedTuple):
 
     acts: Mapping[str, Tensor]
     """For each module by path, [row, token] what its weights add to the row's loss by their use
-    at each token, in nats, float64. All of them add up to the row's loss, but for the error of
-    the quadrature."""
+    at each token, in nats, float64. All of them add up to the rise in the row's loss, but for the
+    error of the quadrature."""
+
+    heads: Mapping[str, Tensor]
+    """For each module of attention, [row, token, head] each head's part of it, if asked for."""
+
+    def of(self, piece: Piece) -> Tensor:
+        """[row, token] what a piece's weights add to the row's loss by their use at each token."""
+        total = torch.zeros(self.shape, dtype=torch.float64)
+        seen: set[tuple[str, int | None]] = set()
+        for weight in piece.weights:
+            key = weight.module, weight.head
+            if key in seen or weight.module not in self.acts:
+                continue
+            seen.add(key)
+            if weight.head is not None:
+                total += self.heads[weight.module][..., weight.head]
+                continue
+            total += self.acts[weight.module]
+            if weight.module in self.heads:
+                # What no head has, such as the bias of what all of them write.
+                total -= self.heads[weight.module].sum(-1)
+        return total
 
 
 def _rows(vocabulary: int) -> int:

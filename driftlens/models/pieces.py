@@ -26,6 +26,9 @@ class Weight:
     features: tuple[int, ...] | None = None
     """The chosen features; None is the whole parameter."""
 
+    head: int | None = None
+    """The attention head that the features belong to."""
+
     @property
     def path(self) -> str:
         """The name by which the net knows the parameter."""
@@ -82,6 +85,9 @@ class Owner:
     heads: Mapping[str, tuple[int, Sequence[tuple[int, ...]]]] = field(default_factory=dict)
     """By parameter: the axis along which it belongs to heads, and each head's features."""
 
+    entering: bool = False
+    """Whether heads are features of what enters the module, and not of what leaves it."""
+
 
 def _parts(owner: Owner, weight: Weight, by: By) -> Iterable[tuple[str, Weight]]:
     if by == LAYER:
@@ -90,6 +96,6 @@ def _parts(owner: Owner, weight: Weight, by: By) -> Iterable[tuple[str, Weight]]
         return [(owner.component, weight)]
     axis, heads = owner.heads[weight.name]
     return [
-        (f"head {number}", Weight(weight.module, weight.name, axis, features))
+        (f"head {number}", Weight(weight.module, weight.name, axis, features, number))
         for number, features in enumerate(heads)
     ]

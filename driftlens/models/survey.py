@@ -160,7 +160,7 @@ def _form(
     if not names or names == [""]:
         return "linear"
     none, twice = (
-        outcome(module, {n: by * module._parameters[n] for n in names}, inputs, keywords)
+        outcome(module, {n: by * getattr(module, n).data for n in names}, inputs, keywords)
         for by in (0, 2)
     )
     for zero, one, two in zip(none, whole, twice, strict=True):

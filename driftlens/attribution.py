@@ -1,0 +1,167 @@
+"""Which weights and which tokens a loss comes from, by the methods that a caller names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .diagnostics import (
+    Factorial,
+    Forgetting,
+    Grafts,
+    Interactions,
+    LayerForgetting,
+    PositionMap,
+    Restoration,
+    Screen,
+    Shapley,
+    TokenLayers,
+    WeightPath,
+    WeightPathResult,
+)
+from .doctor import noise_floor
+from .errors import DriftlensError
+from .metric import Metric, measure
+from .models import ModelPair
+from .models.pieces import By, Piece
+from .packs import Pack
+from .results import Result
+
+SAMPLE = 4096
+"""About how many tokens a report divides the loss on; every method reads them many times."""
+
+RANDOM = 4
+"""Random orders that a restoration is held against."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask of an attribution; the names are those of the command line."""
+
+    by: By = "component"
+    """How finely weights are divided."""
+    level: float = 0.95
+    """Share of bootstrap draws that an interval holds."""
+    seed: int = 0
+    """Of every draw."""
+    rows: int | None = None
+    """Windows to show at a time; None plans by memory."""
+    length: int | None = None
+    """The most tokens in a window."""
+
+
+METHODS: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
+    "weight-path": lambda o: (WeightPath(o.by, None, o.seed, o.level), PositionMap()),
+    "sweep": lambda o: (
+        LayerForgetting(o.seed, o.level),
+        Factorial(o.seed, o.level),
+        TokenLayers(),
+    ),
+    "graft": lambda o: (Grafts(o.by, o.seed, o.level),),
+    "shapley": lambda o: (
+        Shapley(o.by, seed=o.seed, level=o.level),
+        Interactions(o.by, seed=o.seed, level=o.level),
+    ),
+    "screen": lambda o: (Screen(seed=o.seed, level=o.level),),
+}
+"""The ways to divide a loss, the one that is taken where none is named first."""
+
+
+def attribute(
+    pair: ModelPair,
+    pack: Pack,
+    methods: Sequence[str],
+    options: Options = Options(),
+    *,
+    floor: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Result]:
+    """Divide the rise in loss among weights and tokens.
+
+    Where the path of weights crosses a barrier, grafts and Shapley shares stand beside it. What
+    restoring the weights in the order of their shares brings back is checked exactly.
+
+    Args:
+        pair: The two models.
+        pack: What to show them.
+        methods: Names of `METHODS`.
+        options: How to divide.
+        floor: Rise in loss that cannot be told from noise, in nats a token; None measures it.
+        progress: Told the pack's name, and how many windows of how many are done.
+
+    Raises:
+        DriftlensError: A method is unknown, or cannot be taken of such a pair.
+    """
+    known = [name for name in methods if name not in METHODS]
+    if known or not methods:
+        raise DriftlensError(
+            f"methods among {', '.join(METHODS)}",
+            found=", ".join(known) or "none",
+            remedy="Give one of these.",
+        )
+    if floor is None:
+        floors = noise_floor(pair.base, pair.encoder(pack, options.length), [Forgetting()])
+        floor = floors.sizes["forgetting"]["loss_rise"]
+
+    def told(done: int, of: int) -> None:
+        if progress is not None:
+            progress(pack.name, done, of)
+
+    def take(metrics: Sequence[Metric]) -> list[Result]:
+        found = measure(
+            pair, pack, metrics, rows=options.rows, length=options.length, progress=told
+        )
+        return [_marked(result, options, floor) for result in found]
+
+    results = take([metric for name in methods for metric in METHODS[name](options)])
+    path = next((r for r in results if isinstance(r, WeightPathResult)), None)
+    if path is not None and path.barrier and "shapley" not in methods:
+        results += take([*METHODS["graft"](options), *METHODS["shapley"](options)])
+    if orders := _orders(pair, results, options.by):
+        results += take([Restoration(orders, options.by, RANDOM, options.seed, options.level)])
+    return results
+
+
+def sampled(pair: ModelPair, pack: Pack, options: Options) -> tuple[Pack, str]:
+    """An even part of a pack that is large, whole groups of it, and what to say of that."""
+    tokens = pair.encoder(pack, options.length).tokens
+    clusters = np.asarray(pack.clusters)
+    every = int(clusters.max()) + 1
+    keep = int(np.ceil(every * SAMPLE / max(1, tokens)))
+    if keep >= every:
+        return pack, ""
+    chosen = np.unique(np.linspace(0, every - 1, max(2, keep)).round().astype(int))
+    kept = [e for e, c in zip(pack.examples, clusters.tolist(), strict=True) if c in set(chosen)]
+    said = f"Measured on {len(kept)} of {len(pack.examples)} documents, evenly chosen."
+    return replace(pack, examples=kept), said
+
+
+def _marked(result: Result, options: Options, floor: float) -> Result:
+    """A result with its noise floor, and with its level where that is not the usual one."""
+    notes = result.notes
+    if options.level != Options().level:
+        notes = (*notes, f"Intervals hold {options.level:.0%} of the draws, not 95 %.")
+    return replace(
+        result, notes=notes, floor=dict.fromkeys(getattr(result, "near_zero", ()), floor)
+    )
+
+
+SHARES = {"weight_path": "share", "shapley": "share", "graft": "gives_back"}
+"""The results that give every piece of the weights a share, and the column of it."""
+
+
+def _orders(pair: ModelPair, results: Sequence[Result], by: By) -> dict[str, Sequence[Piece]]:
+    """The order of restoring by each division, the one to be judged first."""
+    divided = [
+        r for r in results if r.kind in SHARES and np.isfinite(r.columns()["of_total"]).any()
+    ]
+    # A path that crosses a barrier comes last.
+    divided.sort(key=lambda result: bool(getattr(result, "barrier", False)))
+    pieces = pair.hybrid.pieces(by) if divided else ()
+    return {
+        result.kind.replace("_", " "): [
+            pieces[place]
+            for place in np.argsort(-result.columns()[SHARES[result.kind]], kind="stable")
+        ]
+        for result in divided
+    }
