@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from .errors import DriftlensError
 if TYPE_CHECKING:
     from .models import ModelPair
     from .packs import Pack
+    from .report import Report
     from .results import Check, Result
 
 app = typer.Typer(
@@ -66,6 +67,17 @@ Attention = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Ask nothing of the hub.")]
 Identical = Annotated[
     bool, typer.Option("--allow-identical", help="Go on although both models are the same.")
+]
+BatchSize = Annotated[str, typer.Option(help="Windows shown at a time; auto plans by memory.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Of every sample and every bootstrap.")
+]
+Format = Annotated[
+    str, typer.Option(help="What to write: html, json, parquet, figures, with commas.")
+]
+FORMATS = "html,json,parquet,figures"
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the report that stands there.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
@@ -130,26 +142,18 @@ def report(
         str | None, typer.Option(help="Blocks at which drift is measured, as 0,5,10-12.")
     ] = None,
     limit: Limit = None,
-    batch_size: Annotated[
-        str, typer.Option(help="Windows shown at a time; auto plans by memory.")
-    ] = "auto",
+    batch_size: BatchSize = "auto",
     max_length: Length = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Of every sample and every bootstrap.")
-    ] = 0,
-    format: Annotated[
-        str, typer.Option(help="What to write: html, json, parquet, figures, with commas.")
-    ] = "html,json,parquet,figures",
+    seed: Seed = 0,
+    format: Format = FORMATS,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(help="Leave with 1 if this holds, as 'forgetting.loss_rise>0.1'."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the report that stands there.")
-    ] = False,
+    overwrite: Overwrite = False,
     allow_identical: Identical = False,
     revision: Revision = None,
     aligned_revision: AlignedRevision = None,
@@ -184,7 +188,12 @@ def report(
     options = suite.Options(chosen, seed, rows, max_length)
     checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
     doctor.require(checks)
-    about = _run(base, aligned, pair, packs, options, started)
+    asked = {
+        "layers": None if chosen is None else sorted(chosen),
+        "batch_size": rows or "auto",
+        "max_length": max_length,
+    }
+    about = _run(base, aligned, pair, packs, seed, asked, started)
     partial.begin(_identity(about))
     with _progress(quiet) as progress, _stoppable(partial, out):
         found = suite.examine(
@@ -197,15 +206,94 @@ def report(
     with _kept(out):
         written = page.write(out, overwrite=overwrite or resume, formats=formats)
     partial.remove()
-    if as_json:
-        typer.echo((Path(out) / "results.json").read_text("utf-8"))
-    else:
-        if not quiet:
-            typer.echo(page.verdict(), err=True)
-        typer.echo(written)
+    _tell(page, written, quiet, as_json)
     crossed = [bound.said for bound in bounds if bound.crossed(results)]
     if crossed:
         _fail(f"threshold crossed: {'; '.join(crossed)}", 1)
+
+
+@app.command()
+@_told()
+def attribute(
+    context: typer.Context,
+    base: Base,
+    aligned: Aligned,
+    text: Text = None,
+    pack: PackNames = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the page.", show_default=False)
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="weight-path, sweep, graft, shapley or screen; may be given again."),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Divide weights by layer, component or head.")
+    ] = "component",
+    level: Annotated[float, typer.Option(help="Part of the draws that an interval holds.")] = 0.95,
+    limit: Limit = None,
+    batch_size: BatchSize = "auto",
+    max_length: Length = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    format: Format = FORMATS,
+    overwrite: Overwrite = False,
+    allow_identical: Identical = False,
+    revision: Revision = None,
+    aligned_revision: AlignedRevision = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Divide the rise in loss among layers, components or heads, and tokens.
+
+    driftlens attribute demo:base demo:aligned --by layer
+
+    driftlens attribute org/base org/aligned --text held-out.jsonl --method graft --method shapley
+    """
+    started = datetime.now(UTC)
+    rows = None if batch_size == "auto" else _count(batch_size, "--batch-size")
+    formats = _formats(format)
+    out = out or Path("reports") / f"{_slug(base)}-{_slug(aligned)}-attribution"
+    _try(out, overwrite)
+    methods = tuple(dict.fromkeys(method or ["weight-path"]))
+    _check_division(methods, by, level)
+    packs = [pack for pack in _packs(text, pack, limit) if pack.kind == "text"]
+    if not packs:
+        raise DriftlensError(
+            "a pack of kind text, whose loss can be divided",
+            found="none",
+            remedy="Give --text, or --pack world.",
+        )
+    pair = _load(context)
+    from . import attribution, doctor
+    from .report import Report
+
+    options = attribution.Options(cast(Any, by), level, seed, rows, max_length)
+    checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
+    doctor.require(checks)
+    asked = {
+        "method": list(methods),
+        "by": by,
+        "level": level,
+        "batch_size": rows or "auto",
+        "max_length": max_length,
+    }
+    about = _run(base, aligned, pair, packs, seed, asked, started)
+    with _progress(quiet) as progress:
+        results = [
+            result
+            for one in packs
+            for result in attribution.attribute(pair, one, methods, options, progress=progress)
+        ]
+    about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    title = f"{_called(pair.base.name)} → {_called(pair.aligned.name)}, attributed"
+    page = Report(title, results, checks, about)
+    written = page.write(out, overwrite=overwrite, formats=formats)
+    _tell(page, written, quiet, as_json)
 
 
 @app.command()
@@ -356,12 +444,41 @@ def _load(context: typer.Context) -> "ModelPair":
     return pair
 
 
+def _check_division(methods: Sequence[str], by: str, level: float) -> None:
+    """Before anything is loaded: whether a loss can be divided so."""
+    from .attribution import METHODS
+    from .models.pieces import DIVISIONS
+
+    for asked, known, option in ((methods, METHODS, "--method"), ([by], DIVISIONS, "--by")):
+        if unknown := [name for name in asked if name not in known]:
+            raise DriftlensError(
+                f"{option} among {', '.join(known)}",
+                found=", ".join(unknown),
+                remedy="Give one of these.",
+            )
+    if not 0 < level < 1:
+        raise DriftlensError(
+            "--level between 0 and 1", found=f"{level:g}", remedy="Give 0.95, or leave it out."
+        )
+
+
+def _tell(page: "Report", written: Path, quiet: bool, as_json: bool) -> None:
+    """What a command that wrote a page leaves with."""
+    if as_json:
+        typer.echo((written.parent / "results.json").read_text("utf-8"))
+        return
+    if not quiet:
+        typer.echo(page.verdict(), err=True)
+    typer.echo(written)
+
+
 def _run(
     base: str,
     aligned: str,
     pair: "ModelPair",
     packs: Sequence["Pack"],
-    options: Any,
+    seed: int,
+    options: dict[str, Any],
     started: datetime,
 ) -> dict[str, Any]:
     """Where a report came from."""
@@ -378,12 +495,8 @@ def _run(
 
     return {
         "command": " ".join(["driftlens", *sys.argv[1:]]),
-        "seed": options.seed,
-        "options": {
-            "layers": None if options.layers is None else sorted(options.layers),
-            "batch_size": options.rows or "auto",
-            "max_length": options.length,
-        },
+        "seed": seed,
+        "options": options,
         "versions": {
             "driftlens": __version__,
             "torch": torch.__version__,

@@ -16,7 +16,7 @@ from driftlens.errors import DriftlensError
 from .heads import with_heads
 from .hooks import HookedModel
 from .model import Wants
-from .pieces import By, Owner, Piece, pieces
+from .pieces import DIVISIONS, By, Owner, Piece, pieces
 from .sites import Site
 from .survey import Heard, Survey, outcome, put, survey, tensors
 from .tokens import Batch
@@ -97,7 +97,7 @@ class Hybrid(ABC):
         Raises:
             DriftlensError: The heads of a block cannot be told apart.
         """
-        if by not in ("layer", "component", "head"):
+        if by not in DIVISIONS:
             raise DriftlensError(
                 "a division by layer, component or head", found=repr(by), remedy="Give one."
             )

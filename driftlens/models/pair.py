@@ -288,12 +288,12 @@ class Frame:
         Needs both models to read the same tokens.
         """
         mask = self.base.batch.mask.cpu().numpy()
-        count = np.tile(np.arange(mask.shape[1]), (len(mask), 1))
-        for row, window in zip(count, self.windows, strict=True):
+        count = mask.cumsum(1) - 1
+        for row, here, window in zip(count, mask, self.windows, strict=True):
             document = self.encoder.document(window.example)
             first, prefix = document.windows[window.number][0], document.sides[0].prefix
             if first:
-                row[prefix:] += first - prefix
+                row[here & (row >= prefix)] += first - prefix
         return np.where(mask, count, -1)
 
     def likelihood_of(self, model: Model, trace: Trace, predictors: Tensor) -> Tensor:

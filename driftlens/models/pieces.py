@@ -7,7 +7,7 @@ from typing import Literal
 By = Literal["layer", "component", "head"]
 """How finely the weights are divided: by stage, by attention and MLP, or by single head."""
 
-LAYER, COMPONENT, HEAD = "layer", "component", "head"
+DIVISIONS = LAYER, COMPONENT, HEAD = "layer", "component", "head"
 
 
 @dataclass(frozen=True)
