@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .diagnostics import (
+    Drift,
     Factorial,
     Forgetting,
     Grafts,
     Interactions,
     LayerForgetting,
+    Lens,
     PositionMap,
     Restoration,
     Screen,
@@ -74,6 +76,7 @@ def attribute(
     options: Options = Options(),
     *,
     floor: float | None = None,
+    restore: By | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Result]:
     """Divide the rise in loss among weights and tokens.
@@ -86,6 +89,7 @@ def attribute(
         pack: What to show them.
         methods: Names of `METHODS`.
         options: How to divide.
+        restore: How finely weights are restored; None is as they are divided, but not by head.
         floor: Rise in loss that cannot be told from noise, in nats a token; None measures it.
         progress: Told the pack's name, and how many windows of how many are done.
 
@@ -117,8 +121,12 @@ def attribute(
     path = next((r for r in results if isinstance(r, WeightPathResult)), None)
     if path is not None and path.barrier and "shapley" not in methods:
         results += take([*METHODS["graft"](options), *METHODS["shapley"](options)])
-    if orders := _orders(pair, results, options.by):
-        results += take([Restoration(orders, options.by, RANDOM, options.seed, options.level)])
+    divided = [r for r in results if r.kind in SHARES and _certain(r)]
+    if divided:
+        by = restore or ("component" if options.by == "component" else "layer")
+        drifts = take([Drift(seed=options.seed), Lens(seed=options.seed)]) if by == "layer" else []
+        orders = _orders(pair, divided, drifts, by)
+        results += take([Restoration(orders, by, RANDOM, options.seed, options.level)])
     return results
 
 
@@ -150,18 +158,55 @@ SHARES = {"weight_path": "share", "shapley": "share", "graft": "gives_back"}
 """The results that give every piece of the weights a share, and the column of it."""
 
 
-def _orders(pair: ModelPair, results: Sequence[Result], by: By) -> dict[str, Sequence[Piece]]:
-    """The order of restoring by each division, the one to be judged first."""
-    divided = [
-        r for r in results if r.kind in SHARES and np.isfinite(r.columns()["of_total"]).any()
-    ]
+def _certain(result: Result) -> bool:
+    """Whether there is a rise to divide, and not nothing that looks like one."""
+    return bool(np.isfinite(result.columns()["of_total"]).any())
+
+
+def _orders(
+    pair: ModelPair, divided: Sequence[Result], drifts: Sequence[Result], by: By
+) -> dict[str, Sequence[Piece]]:
+    """The order of restoring by each division, the one to be judged first; then the rivals'."""
+    pieces = pair.hybrid.pieces(by)
     # A path that crosses a barrier comes last.
-    divided.sort(key=lambda result: bool(getattr(result, "barrier", False)))
-    pieces = pair.hybrid.pieces(by) if divided else ()
-    return {
-        result.kind.replace("_", " "): [
-            pieces[place]
-            for place in np.argsort(-result.columns()[SHARES[result.kind]], kind="stable")
-        ]
-        for result in divided
+    trusted = sorted(divided, key=lambda result: bool(getattr(result, "barrier", False)))
+    scores = {
+        r.kind.replace("_", " "): _summed(r.columns(), SHARES[r.kind], pieces) for r in trusted
     }
+    scores["‖ΔW‖"] = _moved(pair, pieces)
+    for result in drifts:
+        scores |= _grown(result.columns())
+    return {
+        name: [pieces[place] for place in np.argsort(-score, kind="stable")]
+        for name, score in scores.items()
+    }
+
+
+def _summed(columns: Mapping[str, np.ndarray], share: str, pieces: Sequence[Piece]) -> np.ndarray:
+    """[piece] sum of the shares of all that lies in it."""
+    layer, component = columns["layer"], columns["component"]
+    inside = (
+        (layer == p.layer) & ((component == p.component) | (p.component == "all")) for p in pieces
+    )
+    return np.array([columns[share][mine].sum() for mine in inside])
+
+
+def _moved(pair: ModelPair, pieces: Sequence[Piece]) -> np.ndarray:
+    """[piece] norm of the change of its weights."""
+    squares = np.zeros(len(pieces))
+    for change in pair.hybrid.changes():
+        moved = float((change.aligned.float() - change.base.float()).square().sum())
+        for place, piece in enumerate(pieces):
+            if piece.layer == change.layer and piece.component in ("all", change.component):
+                squares[place] += moved
+    return np.sqrt(squares)
+
+
+def _grown(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """For each measure of drift, [stage] by how much it grows there; the head has its own."""
+    stream = np.array([site == "embed" or str(site).endswith("out") for site in columns["site"]])
+    if "cka" in columns:
+        found = {"relative L2": columns["relative_l2"], "CKA drop": 1 - columns["cka"]}
+        return {n: np.append(np.diff(z[stream], prepend=0), 0.0) for n, z in found.items()}
+    own, common = columns["kl_own"][stream], columns["kl_common"][stream]
+    return {"lens KL": np.append(np.diff(common, prepend=0), own[-1] - common[-1])}

@@ -131,7 +131,9 @@ def _attributed(
     part, said = attribution.sampled(pair, pack, asked)
     floor = floors.sizes["forgetting"]["loss_rise"]
     told = progress and (lambda name, done, of: progress(f"{name}, by weights", done, of))
-    results = attribution.attribute(pair, part, ["weight-path"], asked, floor=floor, progress=told)
+    results = attribution.attribute(
+        pair, part, ["weight-path"], asked, floor=floor, restore="layer", progress=told
+    )
     for result in results:
         yield replace(result, notes=(*filter(None, [said]), *result.notes))
     yield measure(pair, part, [WeightChange()], rows=1)[0]
