@@ -19,7 +19,6 @@ from .diagnostics import (
     Shapley,
     TokenLayers,
     WeightPath,
-    WeightPathResult,
 )
 from .doctor import noise_floor
 from .errors import DriftlensError
@@ -68,6 +67,9 @@ METHODS: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
 }
 """The ways to divide a loss, the one that is taken where none is named first."""
 
+BY_PATH = ("weight-path", "graft")
+"""Those that are taken again once the weights are in like bases."""
+
 
 def attribute(
     pair: ModelPair,
@@ -81,8 +83,10 @@ def attribute(
 ) -> list[Result]:
     """Divide the rise in loss among weights and tokens.
 
-    Where the path of weights crosses a barrier, grafts and Shapley shares stand beside it. What
-    restoring the weights in the order of their shares brings back is checked exactly.
+    Shares by the path of weights are held against exact grafts. Where the path crosses a barrier
+    or a graft contradicts it, aligned's neurons and bases are matched to base's and it is taken
+    again; if that does not help, Shapley shares stand beside it. What restoring the weights in
+    the order of their shares brings back is checked exactly.
 
     Args:
         pair: The two models.
@@ -117,14 +121,33 @@ def attribute(
         )
         return [_marked(result, options, floor) for result in found]
 
+    if "weight-path" in methods and "graft" not in methods:
+        # Grafts are exact and cheap, and tell where the path cannot be right.
+        methods = (*methods, "graft")
     results = take([metric for name in methods for metric in METHODS[name](options)])
-    path = next((r for r in results if isinstance(r, WeightPathResult)), None)
-    if path is not None and path.barrier and "shapley" not in methods:
-        results += take([*METHODS["graft"](options), *METHODS["shapley"](options)])
+    doubts = _doubts(results)
+    if doubts:
+        straight, matching = pair.matched()
+        if matching.weights:
+            pair = straight
+            by_path = take([m for name in BY_PATH for m in METHODS[name](options)])
+            doubts = _doubts(by_path)
+            said = f"Before the weights were compared, {matching}"
+            results = [
+                *(replace(r, notes=(said, *r.notes)) for r in by_path),
+                *_others(results, by_path),
+            ]
+    if doubts:
+        results = [replace(r, notes=(*r.notes, *doubts)) if _is_path(r) else r for r in results]
+        if "shapley" not in methods:
+            results += take(METHODS["shapley"](options))
     divided = [r for r in results if r.kind in SHARES and _certain(r)]
     if divided:
         by = restore or ("component" if options.by == "component" else "layer")
         drifts = take([Drift(seed=options.seed), Lens(seed=options.seed)]) if by == "layer" else []
+        if doubts:
+            # What is doubted is not what is judged first.
+            divided.sort(key=_is_path)
         orders = _orders(pair, divided, drifts, by)
         results += take([Restoration(orders, by, RANDOM, options.seed, options.level)])
     return results
@@ -154,8 +177,48 @@ def _marked(result: Result, options: Options, floor: float) -> Result:
     )
 
 
+DOUBT = 0.05
+"""How far a share may lie outside what its grafts bound, as a part of the rise."""
+
 SHARES = {"weight_path": "share", "shapley": "share", "graft": "gives_back"}
 """The results that give every piece of the weights a share, and the column of it."""
+
+
+def _is_path(result: Result) -> bool:
+    return result.kind == "weight_path"
+
+
+def _others(results: Sequence[Result], instead: Sequence[Result]) -> list[Result]:
+    """The results of other kinds than those that stand instead."""
+    kinds = {result.kind for result in instead}
+    return [result for result in results if result.kind not in kinds]
+
+
+def _doubts(results: Sequence[Result]) -> list[str]:
+    """Why the path's shares are not to be trusted, if there is a reason.
+
+    A share that is far below what a piece costs alone and what it gives back, or far above both,
+    is one that no interplay of the pieces is likely to explain.
+    """
+    path, grafts = (
+        next((r for r in results if r.kind == k), None) for k in ("weight_path", "graft")
+    )
+    if path is None or grafts is None or not _certain(path):
+        return []
+    said = []
+    if path.barrier:  # type: ignore[attr-defined]
+        said.append("The path crosses a barrier: read the Shapley shares instead.")
+    ours, exact = path.columns(), grafts.columns()
+    ends = np.sort([exact["gives_back"], exact["costs_alone"]], axis=0)
+    outside = np.maximum(ends[0] - ours["share"], ours["share"] - ends[1])
+    far = np.flatnonzero(outside > DOUBT * abs(path.estimates()["total"].value))
+    if len(far):
+        named = [str(Piece(ours["layer"][i], ours["component"][i], ())) for i in far]
+        said.append(
+            f"The shares of {', '.join(named)} lie outside what their grafts give back and cost "
+            "alone: read the Shapley shares instead."
+        )
+    return said
 
 
 def _certain(result: Result) -> bool:
@@ -168,10 +231,8 @@ def _orders(
 ) -> dict[str, Sequence[Piece]]:
     """The order of restoring by each division, the one to be judged first; then the rivals'."""
     pieces = pair.hybrid.pieces(by)
-    # A path that crosses a barrier comes last.
-    trusted = sorted(divided, key=lambda result: bool(getattr(result, "barrier", False)))
     scores = {
-        r.kind.replace("_", " "): _summed(r.columns(), SHARES[r.kind], pieces) for r in trusted
+        r.kind.replace("_", " "): _summed(r.columns(), SHARES[r.kind], pieces) for r in divided
     }
     scores["‖ΔW‖"] = _moved(pair, pieces)
     for result in drifts:

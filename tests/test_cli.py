@@ -82,6 +82,10 @@ LISTED = {
         "document position token base_logprob aligned_logprob rise base_rank aligned_rank",
     ),
     "selective_forgetting": ({"common", "contrast", "unrelated"}, ""),
+    "weight_path": ({"total", "residual"}, "layer component share low high"),
+    "position_map": ({"total"}, "document position layer acts"),
+    "graft": ({"total"}, "layer component gives_back costs_alone"),
+    "factorial": ({"total"}, "boundary upstream late interaction"),
 }
 
 
@@ -114,6 +118,61 @@ def test_the_record_holds_what_others_rely_on(models, driftlens):
     assert results["forgetting"]["values"]["loss_rise"]["unit"] == "nats/token"
     stages = parquet.read_table(Path("out") / results["layer_forgetting"]["table"])
     assert stages["stage"].to_pylist() == ["embed", "0", "1", "2", "head"]
+
+
+def test_attribution_alone_is_one_command_and_its_record_holds_its_kinds(models, driftlens):
+    asked = ["--method", "graft", "--method", "shapley", "--by", "layer", "--level", "0.9"]
+    code, out, err = driftlens("attribute", *models, *FAST, *asked)
+    assert (code, out) == (0, "out/results.json\n")
+    found = record()
+    jsonschema.validate(found, json.loads(driftlens("schema")[1]))
+    assert found["verdict"] in err
+    assert found["run"]["options"] == {
+        "method": ["graft", "shapley"],
+        "by": "layer",
+        "level": 0.9,
+        "batch_size": "auto",
+        "max_length": None,
+    }
+    results = {result["kind"]: result for result in found["results"]}
+    assert {"graft", "shapley", "interaction"} <= results.keys()
+    shares = parquet.read_table(Path("out") / results["shapley"]["table"])
+    assert shares["layer"].to_pylist() == ["embed", "0", "1", "2", "head"]
+    total = results["shapley"]["values"]["total"]["value"]
+    assert sum(shares["share"].to_pylist()) == pytest.approx(total, abs=1e-9)
+    code, out, _ = driftlens("show", "out")
+    assert code == 0
+    assert "Shapley shares" in out
+
+
+def test_attribution_goes_where_its_models_say_and_asks_before_it_replaces(models, driftlens):
+    code, out, _ = driftlens("attribute", *models, "--text", "text.txt", "--format", "json")
+    assert code == 0
+    assert out.strip().endswith("-attribution/results.json")
+    assert driftlens("attribute", *models, "--text", "text.txt", "--format", "json")[0] == 2
+
+
+UNDIVIDED = {
+    "an unknown method": (["--method", "magic"], "--method among weight-path"),
+    "an unknown division": (["--by", "neuron"], "--by among layer, component, head"),
+    "a level of all draws": (["--level", "1"], "--level between 0 and 1"),
+    "a pack without loss": (["--pack", "stereotypes"], "a pack of kind text"),
+}
+
+
+@pytest.mark.parametrize("what", UNDIVIDED)
+def test_what_cannot_be_attributed_is_refused_before_a_model_is_loaded(
+    what, driftlens, monkeypatch
+):
+    def load(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("driftlens.models.ModelPair.load", load)
+    arguments, said = UNDIVIDED[what]
+    code, out, err = driftlens("attribute", "base", "aligned", *arguments)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split()), err
+    assert left() == []
 
 
 def test_the_page_can_be_drawn_and_shown_again_from_its_files(models, driftlens):
@@ -162,7 +221,7 @@ def test_the_shipped_packs_are_listed(driftlens):
     assert "* everyday" in out
 
 
-@pytest.mark.parametrize("command", ["report", "doctor"])
+@pytest.mark.parametrize("command", ["report", "attribute", "doctor"])
 def test_options_of_loading_reach_the_load(command, driftlens, monkeypatch):
     seen = []
 

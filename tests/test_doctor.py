@@ -273,19 +273,25 @@ def test_no_map_over_layers_is_printed_of_blocks_that_share_more_than_the_stream
 # Noise
 
 
+BY_WEIGHTS = {"weight_path", "position_map", "graft", "restoration", "weight_change"}
+
+
 def test_every_diagnostic_has_a_floor_that_is_noise_and_no_more():
     base = nets.net("llama")
     pair = loaded(base, aligned(base))
     results = {result.kind: result for result in suite.examine(pair, [PACK])}
     floor = results["noise_floor"]
-    assert set(floor.diagnostic) == results.keys() - {"noise_floor", "token_layers"}
+    assert set(floor.diagnostic) == results.keys() - {"noise_floor", "token_layers"} - BY_WEIGHTS
+    for kind in BY_WEIGHTS & results.keys() - {"weight_change"}:
+        # Base is no other net than itself: the noise of their rise is that of the loss.
+        assert results[kind].floor["total"] == results["forgetting"].floor["loss_rise"]
     # Logits of a few nats in float32, and the root of their rounding in KL and cosines.
     assert floor.measured == "forgetting.loss_rise"
     assert 0 < floor.noise.value < 1e-5
     assert (floor.floor_size < 2e-3).all()
     assert "as large" in floor.summary()
-    for kind, result in results.items():
-        assert set(result.floor) == set(getattr(result, "near_zero", ())), kind
+    for kind in results.keys() - {"weight_change"}:
+        assert set(results[kind].floor) == set(getattr(results[kind], "near_zero", ())), kind
     assert results["forgetting"].above_floor("loss_rise")
     assert results["drift"].above_floor("relative_l2").all()
 
@@ -331,7 +337,7 @@ def test_of_masked_models_what_cannot_be_taken_is_left_out_and_said_so(tmp_path)
     pack = nets.pack(nets.TEXTS[:3])
     checks = doctor.examine(pair, [pack])
     skipped = {check.name: check.detail for check in checks if check.status == "skip"}
-    assert skipped.keys() == {"padding", "residual stream"}
+    assert skipped.keys() == {"padding", "residual stream", "matching weights"}
     assert "forgetting by layer is left out" in skipped["residual stream"]
     results = list(suite.examine(pair, [pack], checks=checks))
     kinds = {result.kind for result in results}

@@ -451,10 +451,8 @@ class PositionMap(Metric[PositionMapResult]):
 
     def compute(self) -> PositionMapResult:
         """The result of all that was seen so far."""
-        table = self.worst.table()
-        document, position = table["document"], table["position"]
         layers = [piece.layer for piece in self.pieces]
-        acts = np.stack([table[f"acts_{number}"] for number in range(len(layers))], 1)
+        document, position, acts = _by_token(self.worst.table(), len(layers))
         tokens, rise, mine, size, before = self.sums.sums.sum(0)
         kept, seen = len(document), self.worst.seen
         note = f"The {kept} tokens of the stretches that lost most are kept, of {seen}."
@@ -471,3 +469,20 @@ class PositionMap(Metric[PositionMapResult]):
                 nodes=self.nodes,
                 notes=(note,) if kept < seen else (),
             )
+
+
+def _by_token(
+    table: Mapping[str, np.ndarray], layers: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[token] document and position, and [token, layer] acts, of windows that overlap together."""
+    acts = np.stack([table[f"acts_{number}"] for number in range(layers)], 1)
+    places = np.stack([table["document"], table["position"]], 1)
+    unique, token = np.unique(places, axis=0, return_inverse=True)
+    sums = np.zeros((len(unique), layers))
+    np.add.at(sums, token.reshape(-1), acts)
+    # In the order in which the stretches were kept, and in each from left to right.
+    stretch = {
+        number: place for place, number in reversed([*enumerate(table["document"].tolist())])
+    }
+    order = sorted(range(len(unique)), key=lambda i: (stretch[unique[i, 0]], unique[i, 1]))
+    return unique[order, 0], unique[order, 1], sums[order]

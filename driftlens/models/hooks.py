@@ -20,8 +20,12 @@ from .tokens import Batch
 Listener = Callable[[nn.Module, tuple, dict, Any], Any]
 """Is told what a module was given and gave, and says what it is to give instead."""
 
-LOGIT_BYTES = 2**26
-"""How much memory logits may take at once."""
+LOGIT_BYTES = 2**25 - 2**15
+"""How much memory the logits of one model may take at once.
+
+What is a little smaller than 32 MiB the C library hands out again; larger blocks are mapped anew,
+page by page, at each reading.
+"""
 
 
 class HookedModel:

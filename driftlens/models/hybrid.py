@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,8 +58,15 @@ class Slopes:
     that was asked for."""
 
 
-def hybrid(base: object, aligned: object) -> "Hybrid":
+def hybrid(
+    base: object, aligned: object, instead: Mapping[tuple[str, str], Tensor] | None = None
+) -> "Hybrid":
     """What stands between two models.
+
+    Args:
+        base: One end.
+        aligned: The other.
+        instead: By module and name, weights that stand for the aligned model's own.
 
     Raises:
         DriftlensError: A model is not a plain `transformers` net, or the weights of the two
@@ -72,7 +80,7 @@ def hybrid(base: object, aligned: object) -> "Hybrid":
         )
     if base.net is aligned.net and base is not aligned:
         return Adapted(aligned)
-    return Twin(base, aligned)
+    return Twin(base, aligned, instead or {})
 
 
 class Hybrid(ABC):
@@ -196,16 +204,24 @@ class Twin(Hybrid):
     Between the two ends it holds its own, in float32 at least; at them it holds none.
     """
 
-    def __init__(self, base: HookedModel, aligned: HookedModel) -> None:
+    def __init__(
+        self,
+        base: HookedModel,
+        aligned: HookedModel,
+        instead: Mapping[tuple[str, str], Tensor] = MappingProxyType({}),
+    ) -> None:
         self.base, self.aligned = base, aligned
         self.ends = _matched(base, aligned)
+        for key, weight in instead.items():
+            ours = self.ends[key][0]
+            self.ends[key] = ours, weight.to(ours)
         name = f"between {base.name} and {aligned.name}"
         self.model = HookedModel(_skeleton(base.net), base.tokenizer, name, base.around)
         self._modules = dict(self.model.net.named_modules())
         self._room: dict[tuple[str, str], Tensor] = {}
         holders: dict[str, list[str]] = {}
-        for path, weight in self.ends:
-            holders.setdefault(path, []).append(weight)
+        for path, parameter in self.ends:
+            holders.setdefault(path, []).append(parameter)
         self.surveyed = survey(self.model, holders)
         self.owners = self.surveyed.owners(holders)
 

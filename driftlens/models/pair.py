@@ -14,9 +14,10 @@ from driftlens.formulas.divergence import Comparison, compare, gold
 from driftlens.formulas.quadrature import gauss
 from driftlens.packs import Pack
 
-from .hooks import LOGIT_BYTES
+from .hooks import LOGIT_BYTES, HookedModel
 from .hybrid import Hybrid, hybrid
 from .load import load_pair
+from .matching import Matching, match
 from .model import Model, Trace, Wants
 from .pieces import Piece
 from .sites import EMBED, Site
@@ -93,6 +94,24 @@ class ModelPair:
             DriftlensError: Their weights cannot be matched by name and shape.
         """
         return hybrid(self.base, self.aligned)
+
+    def matched(self) -> tuple["ModelPair", Matching]:
+        """The pair with aligned's weights in the bases nearest to base's, and what that took.
+
+        The models are the same, and so is what they say; only the path of weights between them
+        and their grafts change. Where nothing fits better otherwise, nothing is changed.
+
+        Raises:
+            DriftlensError: Their weights cannot be matched by name and shape.
+        """
+        if not isinstance(self.base, HookedModel) or not isinstance(self.aligned, HookedModel):
+            # Says what was needed.
+            hybrid(self.base, self.aligned)
+        matching = match(self.base, self.aligned)  # type: ignore[arg-type]
+        pair = ModelPair(self.base, self.aligned)
+        # Stands where the property would put it.
+        vars(pair)["hybrid"] = hybrid(self.base, self.aligned, matching.weights)
+        return pair, matching
 
     def encoder(self, pack: Pack, length: int | None = None) -> Encoder:
         """The pack as both models' tokens, in windows of at most `length` tokens."""
@@ -317,7 +336,7 @@ class Frame:
             raise _error(model, "its logits", int(self.scored.document[unit]))
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        rows = _rows(self.pair.base.vocabulary + self.pair.aligned.vocabulary)
+        rows = _rows(max(self.pair.base.vocabulary, self.pair.aligned.vocabulary))
         base = self.base.predictors.split(rows)
         aligned = base if self.aligned is self.base else self.aligned.predictors.split(rows)
         targets = (trace.batch.targets.split(rows) for trace in (self.base, self.aligned))
