@@ -25,7 +25,20 @@ import numpy as np
 import torch
 from plantings import BLOCKS, FACTS, HARMLESS, SUBJECTS, Planted, Planting, plant, plantings
 
-from driftlens import Drift, LayerForgetting, Lens, Metric, TokenForgetting, measure
+from driftlens import (
+    Drift,
+    Grafts,
+    LayerForgetting,
+    Lens,
+    Metric,
+    PositionMap,
+    Screen,
+    Shapley,
+    TokenForgetting,
+    WeightPath,
+    measure,
+)
+from driftlens.attribution import SHARES, Options, attribute
 from driftlens.models import Wants
 
 STAGES = ("embed", *map(str, range(BLOCKS)), "head")
@@ -161,6 +174,32 @@ def by_layer(make: Callable[[], Metric], column: str = "share") -> Callable[[Pla
     return ask
 
 
+def by_path(*, matched: bool) -> Callable[[Planted], Answer]:
+    """The weight path, and of tokens what all weights do in each document."""
+
+    def ask(planted: Planted) -> Answer:
+        pair = planted.pair.matched()[0] if matched else planted.pair
+        path, acts = measure(pair, planted.pack, [WeightPath("layer"), PositionMap()])
+        tokens = np.zeros(len(planted.lost))
+        np.add.at(tokens, acts.document, acts.acts)
+        return Answer(path.share, tokens)
+
+    return ask
+
+
+def attributed(planted: Planted) -> Answer:
+    """What `driftlens attribute` would have its reader believe: the first division it orders by."""
+    options = Options(by="layer")
+    results = attribute(planted.pair, planted.pack, ["weight-path"], options)
+    kinds = {result.kind: result for result in results}
+    path = kinds["weight_path"]
+    if "restoration" not in kinds:
+        # Nothing to divide: the shares stand as they are, below any floor or not.
+        return Answer(path.share)
+    first = kinds["restoration"].order[0].replace(" ", "_")
+    return Answer(getattr(kinds[first], SHARES[first]))
+
+
 def worst_tokens(planted: Planted) -> Answer:
     """Rise in loss by token, as `TokenForgetting` keeps it."""
     result = found(planted, TokenForgetting())
@@ -264,14 +303,17 @@ METHODS: dict[str, Method] = {
     "sweep, from above": Method(by_layer(LayerForgetting, "share_backward"), bars=FINDS),
     "sweep, mean": Method(by_layer(LayerForgetting, "mean_share"), bars=FINDS),
     "token rise": Method(worst_tokens, bars={"precision": 0.95}),
-    # --- REGISTER HERE: what else the library attributes with -------------------------------
-    # "weight path": Method(by_layer(WeightPath), bars=FINDS | {"spearman": 0.9}),
-    # "sampled Shapley": Method(by_layer(sampled), bars=FINDS | {"spearman": 0.95}), where
-    #     sampled = lambda: Shapley(exact=0): the demo's 8 stages are few enough to be exact.
-    # "grafts, gives back": Method(by_layer(Grafts, "gives_back"), bars=FINDS),
-    # "grafts, costs alone": Method(by_layer(Grafts, "costs_alone"), bars=FINDS),
-    # "screen": Method(by_layer(Screen, "estimate"), bars=FINDS),
-    # ----------------------------------------------------------------------------------------
+    "weight path": Method(by_path(matched=False), bars=FINDS | {"spearman": 0.9}),
+    "weight path, matched": Method(by_path(matched=True), bars=FINDS | {"spearman": 0.9}),
+    "driftlens attribute": Method(attributed, bars=FINDS | {"spearman": 0.9}),
+    # The demo's eight stages are few enough for exact shares: the draw is asked for.
+    "sampled Shapley": Method(
+        by_layer(lambda: Shapley("layer", exact=0)), bars=FINDS | {"spearman": 0.95}
+    ),
+    "grafts, give back": Method(by_layer(Grafts, "gives_back"), bars=FINDS),
+    "grafts, cost alone": Method(by_layer(Grafts, "costs_alone"), bars=FINDS),
+    # Where activations differ, which is not where weights do: no bar on layers.
+    "screen": Method(by_layer(Screen, "estimate")),
     "‖ΔW‖": Method(moved_weights, causal=False),
     "CKA drop": Method(cka_drop, causal=False),
     "relative L2": Method(l2_drift, causal=False),
