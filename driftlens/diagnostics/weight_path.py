@@ -79,9 +79,11 @@ Aumann & Shapley (1974) for the division.
     total: Estimate = value("nats/token")
     """The rise in loss."""
     residual: Estimate = value("of the rise")
-    """Sum of the shares minus the rise, over the rise; NaN where nothing was lost."""
+    """Sum of the shares minus the rise between the path's ends, over that; NaN where it is 0."""
     unexplained: Estimate = value("nats/token")
     """Rise minus the sum of the shares."""
+    rounding: Estimate = value("nats/token")
+    """The part of it by which the models round otherwise than the path, which runs in float32."""
     moved: Estimate = value("of all shares")
     """How far the shares moved from the last rule but one to the last."""
     hump: Estimate = value("of the rise")
@@ -184,15 +186,17 @@ class WeightPath(Metric[WeightPathResult]):
 
     def _take(self, rules: tuple[int, ...]) -> None:
         self.rules = rules
-        # Tokens and the loss of both ends; by rule the losses at its nodes, and its shares.
-        self.sums = PerDocument(3 + sum(rules) + len(rules) * len(self.pieces))
+        # Tokens, the loss of both models and of both ends of the path; by rule the losses at its
+        # nodes, and its shares.
+        self.sums = PerDocument(5 + sum(rules) + len(rules) * len(self.pieces))
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
         base, aligned = frame.likelihoods
         paths = [frame.path(nodes, self.by == "head") for nodes in self.rules]
         along = [-likelihood for path in paths for likelihood in path.likelihoods]
-        units = torch.stack([torch.ones_like(base), -base, -aligned, *along], 1)
+        ends = [-base, -aligned, *-paths[0].ends]
+        units = torch.stack([torch.ones_like(base), *ends, *along], 1)
         rows = torch.stack([path.of(p).sum(1) for path in paths for p in self.pieces], 1)
         documents = [window.example for window in frame.windows]
         self.sums.update(
@@ -218,7 +222,7 @@ class WeightPath(Metric[WeightPathResult]):
 
     def _found(self) -> tuple["Rule", ...]:
         """What each rule found, the earlier passes' first."""
-        tokens, base, aligned, *found = self.sums.sums.sum(0)
+        tokens, _, _, base, aligned, *found = self.sums.sums.sum(0)
         losses, shares = np.split(np.array(found), [sum(self.rules)])
         mine = zip(
             self.rules,
@@ -246,7 +250,8 @@ class WeightPath(Metric[WeightPathResult]):
         found = self.intervals(parts, sums[:, 0], self.sums.documents)
         total, *shares = zip(*found, strict=True)
         share, low, high = np.array(shares).reshape(-1, 3).T
-        ends = sums.sum(0)[1:3] / sums[:, 0].sum() if len(sums) else np.full(2, np.nan)
+        with np.errstate(invalid="ignore"):
+            ends = sums.sum(0)[3:5] / sums[:, 0].sum()
         alphas = np.concatenate([[0, 1], *(gauss(rule.nodes)[0] for rule in rules)])
         losses = np.concatenate([ends, *(rule.losses for rule in rules)])
         order = np.argsort(alphas)
@@ -257,6 +262,7 @@ class WeightPath(Metric[WeightPathResult]):
             total=total,
             residual=last.residual,
             unexplained=float(total[0] - share.sum()),
+            rounding=float(total[0] - (ends[1] - ends[0])),
             moved=moved,
             hump=hump,
             layer=[piece.layer for piece in self.pieces],
@@ -285,9 +291,14 @@ class Rule:
     """Loss of aligned minus loss of base, in nats a token."""
 
     @property
+    def left(self) -> float:
+        """Sum of the shares minus the rise, in nats a token."""
+        return float(self.shares.sum() - self.rise)
+
+    @property
     def residual(self) -> float:
         """Sum of the shares minus the rise, over the rise."""
-        return _over(float(self.shares.sum() - self.rise), self.rise)
+        return _over(self.left, self.rise)
 
 
 def _settled(rules: tuple[Rule, ...]) -> bool:
@@ -452,10 +463,14 @@ class PositionMap(Metric[PositionMapResult]):
     def compute(self) -> PositionMapResult:
         """The result of all that was seen so far."""
         layers = [piece.layer for piece in self.pieces]
-        document, position, acts = _by_token(self.worst.table(), len(layers))
+        table = self.worst.table()
+        document, position, acts = _by_token(table, len(layers))
         tokens, rise, mine, size, before = self.sums.sums.sum(0)
-        kept, seen = len(document), self.worst.seen
-        note = f"The {kept} tokens of the stretches that lost most are kept, of {seen}."
+        kept, read, seen = len(document), len(table["document"]), self.worst.seen
+        note = (
+            f"The {read} tokens of the stretches that lost most are kept, of {seen}; what others "
+            "add to a token that they overlap is left out."
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             return PositionMapResult.of(
                 total=float(rise / tokens),
@@ -467,7 +482,7 @@ class PositionMap(Metric[PositionMapResult]):
                 layer=np.array(layers * kept or [""], object)[: len(layers) * kept],
                 acts=acts.ravel(),
                 nodes=self.nodes,
-                notes=(note,) if kept < seen else (),
+                notes=(note,) if read < seen else (),
             )
 
 

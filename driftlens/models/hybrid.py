@@ -1,6 +1,7 @@
 """One net that stands anywhere between base and aligned, weight by weight."""
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from driftlens.errors import DriftlensError
+from driftlens.formulas.divergence import gold
 
 from .heads import with_heads
-from .hooks import HookedModel
+from .hooks import LOGIT_BYTES, HookedModel
 from .model import Wants
 from .pieces import DIVISIONS, By, Owner, Piece, pieces
 from .sites import Site
@@ -94,20 +96,24 @@ class Hybrid(ABC):
 
     surveyed: Survey
 
+    promoted: bool = False
+    """Whether the path runs in a wider precision than the models."""
+
     def pieces(self, by: By) -> tuple[Piece, ...]:
         """All weights, divided, from the bottom of the model up.
 
         Args:
             by: `layer` divides into embedding, blocks and head; `component` also into attention
                 and MLP, final norm and unembedding; `head` also into single attention heads,
-                those that share keys and values together.
+                those that share keys and values together; `module` into every module that
+                holds weights.
 
         Raises:
             DriftlensError: The heads of a block cannot be told apart.
         """
         if by not in DIVISIONS:
             raise DriftlensError(
-                "a division by layer, component or head", found=repr(by), remedy="Give one."
+                f"a division among {', '.join(DIVISIONS)}", found=repr(by), remedy="Give one."
             )
         return pieces(self.by_head if by == "head" else self.owners, by)
 
@@ -120,10 +126,10 @@ class Hybrid(ABC):
         """
         return with_heads(self.model, self.owners, self.surveyed)
 
-    def stages(self, aligned: Collection[Piece]) -> tuple[frozenset[str], ...]:
+    def stages(self, aligned: Collection[Piece]) -> tuple[frozenset[Piece], ...]:
         """For embedding, each block and head, which of the pieces lie in it."""
         names = ["embed", *map(str, range(self.model.depth)), "head"]
-        return tuple(frozenset(p.component for p in aligned if p.layer == name) for name in names)
+        return tuple(frozenset(p for p in aligned if p.layer == name) for name in names)
 
     @cached_property
     def resumes(self) -> bool:
@@ -157,6 +163,16 @@ class Hybrid(ABC):
     def _at(self, alpha: float) -> AbstractContextManager[Mapping[str, Way]]:
         """The net at base + alpha · (aligned − base), and the way of each module that moves."""
 
+    def likelihoods(self, batch: Batch, alpha: float) -> Tensor:
+        """[scored token] log-likelihoods at a point of the path, in nats."""
+        with self._at(alpha) as ways:
+            listeners = {path: _Standing(way) for path, way in ways.items()}
+            with self.model.listening(listeners):
+                trace = self.model.trace(batch)
+                rows = trace.predictors.split(max(1, LOGIT_BYTES // (4 * self.model.vocabulary)))
+                pieces = zip(rows, trace.batch.targets.split(len(rows[0])), strict=True)
+                return torch.cat([gold(self.model.readout(p), t) for p, t in pieces])
+
     def slopes(self, batch: Batch, alpha: float, heads: bool = False) -> Slopes:
         """The derivative of the scored log-likelihood along the straight path of weights.
 
@@ -169,7 +185,16 @@ class Hybrid(ABC):
             batch: What to read.
             alpha: Where to stand on the path; 0 is base and 1 is aligned.
             heads: Whether to divide what attention does among its heads too.
+
+        Raises:
+            DriftlensError: The models fill in masked tokens.
         """
+        if not self.model.causal:
+            raise DriftlensError(
+                "models that continue text",
+                found=f"{self.model.name}, which fills in masked tokens",
+                remedy="Attribute by grafts.",
+            )
         batch = batch.to(self.model.device)
         divided = {p: o for p, o in self.by_head.items() if o.heads} if heads else {}
         with self._at(alpha) as ways:
@@ -224,6 +249,26 @@ class Twin(Hybrid):
             holders.setdefault(path, []).append(parameter)
         self.surveyed = survey(self.model, holders)
         self.owners = self.surveyed.owners(holders)
+        self._check_alike()
+        self.promoted = torch.promote_types(base.dtype, torch.float32) != base.dtype
+
+    @torch.no_grad()
+    def _check_alike(self) -> None:
+        """Aligned's weights must make aligned of base's net: else more than weights differs."""
+        ids = torch.arange(8, device=self.model.device)[None]
+        ids %= len(self.model.net.get_input_embeddings().weight)
+        with self.grafted(self.pieces("layer")) as model, model._as_found():
+            ours = model.net(input_ids=ids).logits.float()
+        with self.aligned._as_found():
+            theirs = self.aligned.net(input_ids=ids).logits.float()
+        rounding = 64 * torch.finfo(self.base.dtype).eps
+        if float((ours - theirs).abs().max()) > rounding * float(theirs.abs().max()):
+            raise DriftlensError(
+                "two models that differ in their weights alone",
+                found=f"other logits of {self.base.name} with all weights of {self.aligned.name}",
+                remedy="Compare their configurations (activation, rope, norms, scales), or "
+                "attribute by activations (--method sweep or screen).",
+            )
 
     def _set(self, path: str, name: str, tensor: Tensor) -> None:
         getattr(self._modules[path], name).data = tensor
@@ -318,7 +363,9 @@ class Adapted(Hybrid):
     """One net whose adapter is dialled from off to on, module by module; nothing is merged.
 
     What an adapted module gives is W x with the adapter off and (W + ΔW) x with it on; between
-    them it gives the same mixture as the mixture of the weights would.
+    them it gives a mixture of both, which for a linear map is what the mixture of the weights
+    gives. A module that an adapter replaces whole and that is not linear takes another way between
+    the same ends.
     """
 
     def __init__(self, aligned: HookedModel) -> None:
@@ -381,6 +428,16 @@ class Adapted(Hybrid):
             return here, lambda: changes
 
         return way
+
+
+class _Standing:
+    """Puts a module where it stands on its way."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+
+    def __call__(self, module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> Any:
+        return put(output, self.way(module, inputs, keywords, tensors(output))[0])
 
 
 class _Listener:
@@ -502,20 +559,23 @@ def _tangent(
         )
         return tuple(b.to(kind) - a.to(kind) for a, b in zip(ours, theirs, strict=True))
     change = {name: theirs.to(kind) - ours.to(kind) for name, (ours, theirs) in ends.items()}
-    still = {n: torch.zeros_like(p) for n, p in module._parameters.items() if p is not None}
     if form == "curved":
         return _curved(module, inputs, keywords, change)
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    still = {name: torch.zeros_like(p) for name, p in own.items() if name not in change}
     moved = outcome(module, still | change, inputs, keywords)
     if form == "linear":
         return moved
-    none = outcome(module, still, inputs, keywords)
+    none = outcome(module, {name: torch.zeros_like(p) for name, p in own.items()}, inputs, keywords)
     return tuple(a - b for a, b in zip(moved, none, strict=True))
 
 
 def _curved(module: nn.Module, inputs: tuple, keywords: dict, change: Mapping) -> Outputs:
     import torch.autograd.forward_ad as forward
 
-    with _plain_experts(module), forward.dual_level():
+    with _plain_experts(module), warnings.catch_warnings(), forward.dual_level():
+        # The first dual number makes torch compile its own rules, by a function it deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
         dual = {
             name: forward.make_dual(getattr(module, name).data, tangent)
             for name, tangent in change.items()

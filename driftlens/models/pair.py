@@ -291,7 +291,15 @@ class Frame:
             for found, given in ((acts, slopes.acts), (divided, slopes.heads)):
                 for path, act in given.items():
                     found[path] = found.get(path, 0) - weight * act.cpu()
-        return Path(alphas, torch.stack(mine), batch.ids.shape, acts, divided)
+        return Path(alphas, torch.stack(mine), self._ends, batch.ids.shape, acts, divided)
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """[2, scored unit] likelihoods of base and of aligned as the path has them."""
+        if not self.pair.hybrid.promoted:
+            return torch.stack(self.likelihoods)
+        found = (self.pair.hybrid.likelihoods(self.base.batch, alpha) for alpha in (0.0, 1.0))
+        return torch.stack([self._by_unit(self.base, likelihood) for likelihood in found])
 
     @cached_property
     def row_of_scored(self) -> np.ndarray:
@@ -348,7 +356,7 @@ class _Grafts:
     """What grafted nets gave, and what the last of them left at every boundary."""
 
     found: dict[frozenset[Piece], Tensor] = field(default_factory=dict)
-    stages: Sequence[frozenset[str]] = ()
+    stages: Sequence[frozenset[Piece]] = ()
     streams: dict[Site, Tensor] = field(default_factory=dict)
 
 
@@ -363,6 +371,9 @@ class Path(NamedTuple):
 
     likelihoods: Tensor
     """[node, scored unit] log-likelihoods there, in nats, float64."""
+
+    ends: Tensor
+    """[2, scored unit] log-likelihoods of base and of aligned in the path's precision, float64."""
 
     shape: torch.Size
     """Rows and tokens of the batch."""

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-By = Literal["layer", "component", "head"]
-"""How finely the weights are divided: by stage, by attention and MLP, or by single head."""
+By = Literal["layer", "component", "head", "module"]
+"""How finely the weights are divided: by stage, by attention and MLP, by single head, or by every
+module that holds weights."""
 
-DIVISIONS = LAYER, COMPONENT, HEAD = "layer", "component", "head"
+DIVISIONS = LAYER, COMPONENT, HEAD, MODULE = "layer", "component", "head", "module"
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Piece:
     """`embed`, the number of the block, or `head`."""
 
     component: str
-    """`all`; or `embed`, `attn`, `mlp`, `norm`, `unembed`; or `head 0`, `head 1` and so on.
+    """`all`; or `embed`, `attn`, `mlp`, `norm`, `unembed`; or `head 0`, `head 1` and so on; or the
+    path of a module within its layer.
 
     A norm belongs to the component that runs next; `norm` is the final one.
     """
 
-    weights: tuple[Weight, ...] = field(repr=False, compare=False)
+    weights: tuple[Weight, ...] = field(repr=False, hash=False)
 
     def __str__(self) -> str:
         if self.component in ("all", self.layer):
@@ -92,6 +94,8 @@ class Owner:
 def _parts(owner: Owner, weight: Weight, by: By) -> Iterable[tuple[str, Weight]]:
     if by == LAYER:
         return [("all", weight)]
+    if by == MODULE:
+        return [(weight.module.rsplit(f".{owner.layer}.", 1)[-1], weight)]
     if by == COMPONENT or weight.name not in owner.heads:
         return [(owner.component, weight)]
     axis, heads = owner.heads[weight.name]
