@@ -145,10 +145,9 @@ def attribute(
     if divided:
         by = restore or ("component" if options.by == "component" else "layer")
         drifts = take([Drift(seed=options.seed), Lens(seed=options.seed)]) if by == "layer" else []
-        if doubts:
-            # What is doubted is not what is judged first.
-            divided.sort(key=_is_path)
-        orders = _orders(pair, divided, drifts, by)
+        # What is doubted is not what is judged.
+        divided.sort(key=lambda r: (bool(doubts) and _is_path(r), [*SHARES].index(r.kind)))
+        orders = _orders(pair, divided[0], drifts, by)
         results += take([Restoration(orders, by, RANDOM, options.seed, options.level)])
     return results
 
@@ -181,7 +180,8 @@ DOUBT = 0.05
 """How far a share may lie outside what its grafts bound, as a part of the rise."""
 
 SHARES = {"weight_path": "share", "shapley": "share", "graft": "gives_back"}
-"""The results that give every piece of the weights a share, and the column of it."""
+"""The results that give every piece of the weights a share, and the column of it; the order of
+restoring is that of the first."""
 
 
 def _is_path(result: Result) -> bool:
@@ -227,13 +227,12 @@ def _certain(result: Result) -> bool:
 
 
 def _orders(
-    pair: ModelPair, divided: Sequence[Result], drifts: Sequence[Result], by: By
+    pair: ModelPair, divided: Result, drifts: Sequence[Result], by: By
 ) -> dict[str, Sequence[Piece]]:
-    """The order of restoring by each division, the one to be judged first; then the rivals'."""
+    """The order of restoring by the division that is to be judged, then the rivals'."""
     pieces = pair.hybrid.pieces(by)
-    scores = {
-        r.kind.replace("_", " "): _summed(r.columns(), SHARES[r.kind], pieces) for r in divided
-    }
+    shares = _summed(divided.columns(), SHARES[divided.kind], pieces)
+    scores = {divided.kind.replace("_", " "): shares}
     scores["‖ΔW‖"] = _moved(pair, pieces)
     for result in drifts:
         scores |= _grown(result.columns())

@@ -121,10 +121,10 @@ def _examine(
         checkpoint=checkpoint,
         progress=progress and (lambda done, of: progress(pack.name, done, of)),
     )
-    found = [*_with_floors(results, floors), floors.result(pack, results)]
+    found = [*_with_floors(results, floors)]
     if pack.kind == "text" and pair.base.causal and encoder.same and divisible(checks):
         found += _attributed(pair, pack, options, floors, progress)
-    return found
+    return [*found, floors.result(pack, results)]
 
 
 def _attributed(

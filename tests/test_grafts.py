@@ -444,6 +444,6 @@ def test_below_the_noise_floor_no_part_of_the_rise_is_told():
         )
         for floor in (0.1, 0.5)
     )  # fmt: skip
-    assert "base's 0 alone gives back" in told.summary()
+    assert "putting back block 0 alone returns" in told.summary()
     assert "nothing to restore" in hidden.summary()
     assert np.isnan(hidden.of_total).all()

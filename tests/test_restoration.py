@@ -112,7 +112,7 @@ def test_one_damaged_block_is_a_step_in_every_curve_and_its_area_is_where_the_st
     assert result.area_random.value == pytest.approx(0.5, abs=0.1)
     assert result.area_random.low == pytest.approx(0.1)
     assert result.area_random.high == pytest.approx(0.9)
-    assert "Base's 1 put back (1 of 5 pieces) return half" in result.summary()
+    assert "Base's weights of 1 put back (1 of 5 pieces) return half" in result.summary()
 
 
 def test_the_fewest_pieces_are_measured_and_not_added_up():

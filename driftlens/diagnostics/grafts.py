@@ -90,10 +90,10 @@ activations), here for every piece and in both directions.
         if not np.isfinite(self.of_total).any():
             return f"A rise of {self.total} nats a token may be none: there is nothing to restore."
         most = int(np.argmax(self.gives_back * np.sign(self.total.value)))
-        piece = _named(self.layer, self.component)[most]
+        piece = Piece(self.layer[most], self.component[most], ()).words
         back = Estimate(self.gives_back[most], self.low[most], self.high[most])
         return (
-            f"Of a rise of {self.total} nats a token, base's {piece} alone gives back {back}; "
+            f"Of a rise of {self.total} nats a token, putting back {piece} alone returns {back}; "
             f"all pieces' grafts together claim {self.overlap} beyond the rise."
         )
 

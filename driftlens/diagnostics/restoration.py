@@ -112,8 +112,9 @@ Sources: deletion curves and their area (Petsiuk, Das & Saenko 2018, "RISE"), su
             low, high = self.area_random.low, self.area_random.high
             area += f", of random orders {self.area_random.value:.2f} [{low:.2f}, {high:.2f}]"
         return (
-            f"Base's {_listed(self.half_pieces)} put back ({half} of {every} pieces) return half "
-            f"of a rise of {self.total} nats a token, and {ninety} return nine tenths; {area}."
+            f"Base's weights of {_listed(self.half_pieces)} put back ({half} of {every} pieces) "
+            f"return half of a rise of {self.total} nats a token, and {ninety} return nine tenths; "
+            f"{area}."
         )
 
     def figure(self):

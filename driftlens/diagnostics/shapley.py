@@ -89,7 +89,7 @@ calculation of the Shapley value based on sampling"; Mitchell, Cooper, Frank & H
         if not np.isfinite(self.of_total).any():
             return f"A rise of {self.total} nats a token may be none: there is nothing to divide."
         most = int(np.argmax(self.of_total))
-        piece = _named(self.layer, self.component)[most]
+        piece = Piece(self.layer[most], self.component[most], ()).words
         share = Estimate(self.share[most], self.low[most], self.high[most])
         how = (
             "exact over all orders"

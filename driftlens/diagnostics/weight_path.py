@@ -125,9 +125,9 @@ Aumann & Shapley (1974) for the division.
         most = int(np.argmax(self.of_total))
         share = Estimate(self.share[most], self.low[most], self.high[most])
         said = (
-            f"Of a rise of {self.total} nats a token, the weights of {self._called()[most]} carry "
+            f"Of a rise of {self.total} nats a token, the weights of {self._words(most)} carry "
             f"{share} ({self.of_total[most]:.0%}); {self.nodes} nodes leave a residual of "
-            f"{self.residual.value:+.1%}."
+            f"{_percent(self.residual.value)}."
         )
         return f"{said} The path crosses a barrier: do not trust it." if self.barrier else said
 
@@ -140,7 +140,7 @@ Aumann & Shapley (1974) for the division.
             self.low,
             self.high,
             xlabel="weights",
-            ylabel="share of the rise [nats/token]",
+            ylabel="share [nats/token]",
             floor=self.floor.get("share"),
             on=left,
         )
@@ -152,6 +152,9 @@ Aumann & Shapley (1974) for the division.
             on=right,
         )
         return figure
+
+    def _words(self, row: int) -> str:
+        return Piece(self.layer[row], self.component[row], ()).words
 
     def _called(self) -> list[str]:
         both = zip(self.layer, self.component, strict=True)
@@ -313,6 +316,10 @@ def _moved(rules: tuple[Rule, ...]) -> float:
         return float("nan")
     one, other = (rule.shares for rule in rules[-2:])
     return _over(float(np.abs(other - one).sum()), float(np.abs(other).sum()))
+
+
+def _percent(part: float) -> str:
+    return f"{part:+.1%}".replace("-", "−")
 
 
 def _over(part: float, whole: float) -> float:

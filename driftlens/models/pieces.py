@@ -52,6 +52,17 @@ class Piece:
 
     weights: tuple[Weight, ...] = field(repr=False, hash=False)
 
+    @property
+    def words(self) -> str:
+        """How a sentence names it."""
+        stage = {"embed": "the embedding", "head": "the head"}.get(
+            self.layer, f"block {self.layer}"
+        )
+        if self.component in ("all", self.layer):
+            return stage
+        part = {"attn": "attention", "mlp": "MLP", "norm": "norm", "unembed": "unembedding"}
+        return f"{stage}'s {part.get(self.component, self.component)}"
+
     def __str__(self) -> str:
         if self.component in ("all", self.layer):
             return self.layer

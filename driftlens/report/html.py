@@ -212,9 +212,9 @@ def _shape(what: Any) -> str:
 
 
 def _line(what: Any) -> str:
-    if isinstance(what, list):
+    if isinstance(what, list | tuple):
         return ", ".join(map(_line, what))
-    return str(what)
+    return shown(what) if isinstance(what, float) else str(what)
 
 
 def _keys(rows: Sequence[dict[str, Any]]) -> list[str]:
