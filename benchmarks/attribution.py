@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import memory
 import pairs
 import torch
-from overhead import Row, _line, _ratios, _row, _seconds
+from overhead import Row, as_line, as_row, ratios_of, timed
 from torch import Tensor, nn
 
 from driftlens import ModelPair
@@ -45,7 +45,7 @@ def main() -> None:
     rows = []
     for row in chain(passes(asked), memories(asked)):
         rows.append(row)
-        print(_line(row), flush=True)
+        print(as_line(row), flush=True)
     sizes = {name: value for name, value in vars(asked).items() if name not in ("out", "peak_of")}
     found = {"torch": torch.__version__, "sizes": sizes, "measured": rows}
     if asked.out:
@@ -66,17 +66,17 @@ def passes(asked: argparse.Namespace) -> Iterator[Row]:
     for turn in range(asked.rounds + 1):
         # A frame remembers its path.
         frame = _frame(pair, asked)
-        found = [_seconds(job, frame, asked.device) for job in jobs]
+        found = [timed(job, frame, asked.device) for job in jobs]
         # The first turn makes room for the weights between, and listens to the modules.
         if turn:
             seconds.append(found)
         base.zero_grad(set_to_none=True)
     plain, path = (list(column) for column in zip(*seconds, strict=True))
     size = sum(p.numel() for p in base.parameters()) / 1e6
-    yield _row(f"{asked.nodes} plain steps of {size:.0f} M weights, seconds", plain)
-    yield _row(f"path of {asked.nodes} nodes, positions included, seconds", path)
-    yield _row(
-        f"path of {asked.nodes} nodes / {asked.nodes} plain steps", _ratios(path, plain), BAR
+    yield as_row(f"{asked.nodes} plain steps of {size:.0f} M weights, seconds", plain)
+    yield as_row(f"path of {asked.nodes} nodes, positions included, seconds", path)
+    yield as_row(
+        f"path of {asked.nodes} nodes / {asked.nodes} plain steps", ratios_of(path, plain), BAR
     )
 
 
@@ -99,8 +99,8 @@ def memories(asked: argparse.Namespace) -> Iterator[Row]:
     """Peak memory beyond both models, each way in a process of its own."""
     for way, said in WAYS.items():
         found = _peak(asked, way)
-        yield _row(f"{said}, MB", [found["extra_mb"]])
-        yield _row("  the same in copies of the weights", [found["copies"]])
+        yield as_row(f"{said}, MB", [found["extra_mb"]])
+        yield as_row("  the same in copies of the weights", [found["copies"]])
 
 
 def by_path(pair: ModelPair, frame: Frame, asked: argparse.Namespace) -> None:

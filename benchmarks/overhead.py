@@ -55,7 +55,7 @@ def main() -> None:
         linear(asked.counts[0], asked.rounds),
     ):
         rows.append(row)
-        print(_line(row), flush=True)
+        print(as_line(row), flush=True)
     sizes = {name: value for name, value in vars(asked).items() if name != "out"}
     found = {"torch": torch.__version__, "sizes": sizes, "measured": rows}
     if asked.out:
@@ -113,7 +113,7 @@ def passes(
     for job in jobs:
         job(batches[0])
     seconds = [
-        [_seconds(job, batches[1 + turn * asked.batches + i], asked.device) for job in jobs]
+        [timed(job, batches[1 + turn * asked.batches + i], asked.device) for job in jobs]
         for turn in range(asked.rounds)
         for i in range(asked.batches)
     ]
@@ -123,21 +123,23 @@ def passes(
         [sum(batch[job] for batch in turn) for turn in turns] for job in range(3)
     )
     tokens = asked.rows * asked.tokens * asked.batches
-    yield _row("two bare passes, tokens a second", [tokens / s for s in floor])
-    yield _row(
+    yield as_row("two bare passes, tokens a second", [tokens / s for s in floor])
+    yield as_row(
         f"drift + forgetting / two bare passes ({drift.share:.1%} of tokens in CKA)",
-        _ratios(drifting, floor),
+        ratios_of(drifting, floor),
         bar=1.15,
     )
-    yield _row(
+    yield as_row(
         f"with the lens / without ({lens.share:.1%} of positions)",
-        _ratios(lensing, drifting),
+        ratios_of(lensing, drifting),
         bar=1.25,
     )
     if asked.device != "cpu":
         flops = 2 * tokens * sum(p.numel() for net in nets for p in net.parameters())
         rate = _matrix_rate(asked.device, getattr(torch, asked.dtype))
-        yield _row("drift + forgetting, share of matrix rate", [flops / s / rate for s in drifting])
+        yield as_row(
+            "drift + forgetting, share of matrix rate", [flops / s / rate for s in drifting]
+        )
 
 
 def sweep(
@@ -151,15 +153,15 @@ def sweep(
     for turn in range(asked.rounds + 1):
         frame = pair.frame(encoder, windows, STREAM)
         assert frame.likelihoods, "the two ends of the sweep, which forgetting needs too"
-        forward = _seconds(lambda ids: bare(nets, ids), ids, asked.device) / 2
-        restored = _seconds(lambda frame: frame.restored, frame, asked.device)
-        corrupted = _seconds(lambda frame: frame.corrupted, frame, asked.device)
+        forward = timed(lambda ids: bare(nets, ids), ids, asked.device) / 2
+        restored = timed(lambda frame: frame.restored, frame, asked.device)
+        corrupted = timed(lambda frame: frame.corrupted, frame, asked.device)
         # The first turn finds the models' anatomy.
         if turn:
             one.append(restored / forward)
             both.append((restored + corrupted) / forward)
-    yield _row("layer sweep, one direction / one forward", one, bar=asked.depth / 2 + 2)
-    yield _row("layer sweep, both directions / one forward", both)
+    yield as_row("layer sweep, one direction / one forward", one, bar=asked.depth / 2 + 2)
+    yield as_row("layer sweep, both directions / one forward", both)
 
 
 # --- memory and growth --------------------------------------------------------------------
@@ -169,9 +171,9 @@ def memory_of_documents(counts: Sequence[int]) -> Iterator[Row]:
     """Peak memory beyond models and texts, by number of documents."""
     extra = [_peak(documents=count, **SMALL) for count in counts]
     for count, megabytes in zip(counts, extra, strict=True):
-        yield _row(f"peak memory of {count} documents, MB", [megabytes])
+        yield as_row(f"peak memory of {count} documents, MB", [megabytes])
     slope = (extra[-1] - extra[0]) / (counts[-1] - counts[0]) * 1000
-    yield _row("the same by 1000 documents more, MB", [slope])
+    yield as_row("the same by 1000 documents more, MB", [slope])
 
 
 def memory_of_vocabularies(vocabularies: Sequence[int]) -> Iterator[Row]:
@@ -181,9 +183,9 @@ def memory_of_vocabularies(vocabularies: Sequence[int]) -> Iterator[Row]:
     for vocab, megabytes in zip(vocabularies, extra, strict=True):
         logits = 2 * 4 * shape["rows"] * shape["tokens"] * vocab / 2**20
         name = f"peak memory of a vocabulary of {vocab} (whole logits: {logits:.0f}), MB"
-        yield _row(name, [megabytes])
+        yield as_row(name, [megabytes])
     slope = (extra[-1] - extra[0]) / (vocabularies[-1] - vocabularies[0]) * 1000
-    yield _row("the same by 1000 entries more, MB", [slope])
+    yield as_row("the same by 1000 entries more, MB", [slope])
 
 
 def linear(count: int, rounds: int) -> Iterator[Row]:
@@ -197,11 +199,11 @@ def linear(count: int, rounds: int) -> Iterator[Row]:
 
     read(packs[0])
     times = [
-        [_seconds(read, pack, "cpu") / len(pack.examples) for pack in packs] for _ in range(rounds)
+        [timed(read, pack, "cpu") / len(pack.examples) for pack in packs] for _ in range(rounds)
     ]
     for place, by in ((1, 2), (2, 4)):
         ratios = [turn[place] / turn[0] for turn in times]
-        yield _row(f"time a document, {by} × {count} documents over {count}", ratios)
+        yield as_row(f"time a document, {by} × {count} documents over {count}", ratios)
 
 
 def _peak(**sizes: int) -> float:
@@ -216,7 +218,7 @@ def _peak(**sizes: int) -> float:
 # --- helpers ------------------------------------------------------------------------------
 
 
-def _seconds(job: Callable, given: object, device: str) -> float:
+def timed(job: Callable, given: object, device: str) -> float:
     """Processor time that `job` takes; on an accelerator, time until it is done."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     _wait(device)
@@ -234,18 +236,18 @@ def _wait(device: str) -> None:
 def _matrix_rate(device: str, dtype: torch.dtype, size: int = 8192) -> float:
     """Operations a second of a large product of matrices, the best of five."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(_seconds(lambda a: a @ b, a, device) for _ in range(5))
+    return 2 * size**3 / min(timed(lambda a: a @ b, a, device) for _ in range(5))
 
 
-def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+def ratios_of(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def _row(name: str, values: Sequence[float], bar: float | None = None) -> Row:
+def as_row(name: str, values: Sequence[float], bar: float | None = None) -> Row:
     return {"name": name, "median": median(values), "bar": bar, "values": list(values)}
 
 
-def _line(row: Row) -> str:
+def as_line(row: Row) -> str:
     values = row["values"]
     spread = f"({min(values):.4g} to {max(values):.4g}, {len(values)} rounds)"
     spread = spread if len(values) > 1 else ""
