@@ -67,8 +67,8 @@ METHODS: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
 }
 """The ways to divide a loss, the one that is taken where none is named first."""
 
-BY_PATH = ("weight-path", "graft")
-"""Those that are taken again once the weights are in like bases."""
+BY_WEIGHTS = ("weight_path", "position_map", "graft", "shapley", "interaction")
+"""Kinds of result that hang on which basis the weights are in."""
 
 
 def attribute(
@@ -83,10 +83,10 @@ def attribute(
 ) -> list[Result]:
     """Divide the rise in loss among weights and tokens.
 
-    Shares by the path of weights are held against exact grafts. Where the path crosses a barrier
-    or a graft contradicts it, aligned's neurons and bases are matched to base's and it is taken
-    again; if that does not help, Shapley shares stand beside it. What restoring the weights in
-    the order of their shares brings back is checked exactly.
+    Before the path of weights is taken, aligned's neurons and bases are matched to base's, where
+    they were only permuted, turned or rescaled. Its shares are held against exact grafts; where
+    the path crosses a barrier or a graft contradicts it, Shapley shares stand beside it. What
+    restoring the weights in the order of their shares brings back is checked exactly.
 
     Args:
         pair: The two models.
@@ -121,26 +121,19 @@ def attribute(
         )
         return [_marked(result, options, floor) for result in found]
 
-    if "weight-path" in methods and "graft" not in methods:
+    matched: list[str] = []
+    if "weight-path" in methods:
+        pair, matching = pair.matched()
+        if matching.weights:
+            matched = [f"Before weights were compared, {matching}"]
         # Grafts are exact and cheap, and tell where the path cannot be right.
-        methods = (*methods, "graft")
+        methods = (*methods, *({"graft"} - {*methods}))
     results = take([metric for name in methods for metric in METHODS[name](options)])
     doubts = _doubts(results)
-    if doubts:
-        straight, matching = pair.matched()
-        if matching.weights:
-            pair = straight
-            by_path = take([m for name in BY_PATH for m in METHODS[name](options)])
-            doubts = _doubts(by_path)
-            said = f"Before the weights were compared, {matching}"
-            results = [
-                *(replace(r, notes=(said, *r.notes)) for r in by_path),
-                *_others(results, by_path),
-            ]
-    if doubts:
-        results = [replace(r, notes=(*r.notes, *doubts)) if _is_path(r) else r for r in results]
-        if "shapley" not in methods:
-            results += take(METHODS["shapley"](options))
+    if doubts and "shapley" not in methods:
+        results += take(METHODS["shapley"](options))
+    said = dict.fromkeys(BY_WEIGHTS, matched) | {"weight_path": [*matched, *doubts]}
+    results = [replace(r, notes=(*said.get(r.kind, ()), *r.notes)) for r in results]
     divided = [r for r in results if r.kind in SHARES and _certain(r)]
     if divided:
         by = restore or ("component" if options.by == "component" else "layer")
@@ -186,12 +179,6 @@ restoring is that of the first."""
 
 def _is_path(result: Result) -> bool:
     return result.kind == "weight_path"
-
-
-def _others(results: Sequence[Result], instead: Sequence[Result]) -> list[Result]:
-    """The results of other kinds than those that stand instead."""
-    kinds = {result.kind for result in instead}
-    return [result for result in results if result.kind not in kinds]
 
 
 def _doubts(results: Sequence[Result]) -> list[str]:

@@ -189,7 +189,7 @@ class Forgetting(Metric[ForgettingResult]):
             worse_share=mean("worse"),
             scored=int(sums["units"].sum()),
             of_documents=len(documents),
-            notes=self._notes(len({self.encoder.pack.clusters[d] for d in documents})),
+            notes=self._notes(len(set(np.asarray(self.encoder.pack.clusters)[documents].tolist()))),
             **{name: mean(name) for name in SUMS if name.endswith(("loss", "entropy", "outside"))},
             **{name: mean(name) for name in SUMS if name.startswith("kl_")},
             **self._groups(documents, sums),

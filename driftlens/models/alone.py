@@ -54,7 +54,7 @@ class Alone:
             ]
         )
 
-    def readout(self, stream: Tensor) -> Tensor:
+    def readout(self, stream: Tensor, room: Tensor | None = None) -> Tensor:
         """[row, vocab] logits, a few rows at a time."""
         return torch.cat([self.model.readout(rows) for rows in stream.split(ROWS)])
 

@@ -20,12 +20,8 @@ from .tokens import Batch
 Listener = Callable[[nn.Module, tuple, dict, Any], Any]
 """Is told what a module was given and gave, and says what it is to give instead."""
 
-LOGIT_BYTES = 2**25 - 2**15
-"""How much memory the logits of one model may take at once.
-
-What is a little smaller than 32 MiB the C library hands out again; larger blocks are mapped anew,
-page by page, at each reading.
-"""
+LOGIT_BYTES = 2**26
+"""How much memory logits may take at once."""
 
 
 class HookedModel:
@@ -126,12 +122,17 @@ class HookedModel:
             keep.update(seen)
         return self._predictors(batch, seen[self._end], {})
 
-    def readout(self, stream: Tensor) -> Tensor:
+    def readout(self, stream: Tensor, room: Tensor | None = None) -> Tensor:
         """[row, vocab] logits that the model's own head reads from [row, width] last streams.
 
         The net's own forward pass is run with its blocks skipped, so that final norm, head, soft
         caps and scales are the model's, whatever they are. Rows stand in the batch axis, each as
         a text of one token.
+
+        Args:
+            stream: What leaves the last block.
+            room: [row, vocab] or more rows, where logits may be written; they are then good only
+                until it is used again.
         """
         stream = stream.to(self.device)[:, None]
         ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=self.device)
@@ -140,6 +141,7 @@ class HookedModel:
             self._as_found(),
             torch.set_grad_enabled(grad),
             self._skip(self.depth - 1, stream),
+            self._writing(None if grad else room),
         ):
             return self.net(input_ids=ids, **_off(self.net)).logits[:, 0]
 
@@ -316,6 +318,26 @@ class HookedModel:
                     del block.forward
                 else:
                     block.forward = forward
+
+    @contextmanager
+    def _writing(self, room: Tensor | None) -> Iterator[None]:
+        """The head writes into `room` while inside, if it is a plain linear map."""
+        head = self.net.get_output_embeddings() if room is not None else None
+        # Memory that is new at each reading costs a tenth of the reading itself.
+        if type(head) is not nn.Linear or head.bias is not None or "forward" in vars(head):
+            yield
+            return
+
+        def forward(stream: Tensor) -> Tensor:
+            rows = stream.reshape(-1, stream.shape[-1])
+            logits = torch.mm(rows, head.weight.T, out=room[: len(rows)])
+            return logits.reshape(*stream.shape[:-1], -1)
+
+        head.forward = forward
+        try:
+            yield
+        finally:
+            del head.forward
 
     @contextmanager
     def _tap(

@@ -98,6 +98,9 @@ class Model(Protocol):
         """
         ...
 
-    def readout(self, stream: Tensor) -> Tensor:
-        """[row, vocab] logits that the model's own head reads from [row, width] last streams."""
+    def readout(self, stream: Tensor, room: Tensor | None = None) -> Tensor:
+        """[row, vocab] logits that the model's own head reads from [row, width] last streams.
+
+        They may be written into `room`, and are then good only until it is used again.
+        """
         ...

@@ -108,6 +108,8 @@ class ModelPair:
             # Says what was needed.
             hybrid(self.base, self.aligned)
         matching = match(self.base, self.aligned)  # type: ignore[arg-type]
+        if not matching.weights:
+            return self, matching
         pair = ModelPair(self.base, self.aligned)
         # Stands where the property would put it.
         vars(pair)["hybrid"] = hybrid(self.base, self.aligned, matching.weights)
@@ -327,9 +329,21 @@ class Frame:
         """[scored unit] what `model` reads from [scored token, width] predictors, in nats."""
         rows = _rows(model.vocabulary)
         pieces = zip(predictors.split(rows), trace.batch.targets.split(rows), strict=True)
-        tokens = torch.cat([gold(model.readout(p), t).double().cpu() for p, t in pieces])
+        room = self._room(model.vocabulary, min(rows, len(predictors)), predictors)
+        tokens = torch.cat([gold(model.readout(p, room), t).double().cpu() for p, t in pieces])
         self._check(model, trace, tokens)
         return self._by_unit(trace, tokens)
+
+    def _room(self, vocabulary: int, rows: int, like: Tensor) -> Tensor:
+        """[row, vocab] where logits are written again and again."""
+        key = vocabulary, rows, like.dtype, like.device
+        if key not in self._rooms:
+            self._rooms[key] = like.new_empty(rows, vocabulary)
+        return self._rooms[key]
+
+    @cached_property
+    def _rooms(self) -> dict[tuple, Tensor]:
+        return {}
 
     def _by_unit(self, trace: Trace, tokens: Tensor) -> Tensor:
         """[scored unit] sums of [scored token] log-likelihoods."""
@@ -344,7 +358,7 @@ class Frame:
             raise _error(model, "its logits", int(self.scored.document[unit]))
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        rows = _rows(max(self.pair.base.vocabulary, self.pair.aligned.vocabulary))
+        rows = _rows(self.pair.base.vocabulary + self.pair.aligned.vocabulary)
         base = self.base.predictors.split(rows)
         aligned = base if self.aligned is self.base else self.aligned.predictors.split(rows)
         targets = (trace.batch.targets.split(rows) for trace in (self.base, self.aligned))
