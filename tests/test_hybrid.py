@@ -832,3 +832,21 @@ def test_what_is_left_of_attention_by_head_is_not_the_whole_of_it():
 def test_an_adapter_has_no_heads():
     with pytest.raises(DriftlensError, match=r"whole models, to divide by head.*by component"):
         live_pair(adapted()).hybrid.pieces("head")
+
+
+@pytest.mark.parametrize("family", ["llama", "llama tied", "gemma2", "gpt2", "gpt-neox", "opt"])
+def test_without_memory_for_a_copy_the_path_is_the_same_and_none_is_held(family, monkeypatch):
+    held = nets.pair(family)
+    assert not held.hybrid.lean
+    monkeypatch.setattr("driftlens.models.hybrid._free", lambda _: 0)
+    lean = nets.pair(family)
+    assert lean.hybrid.lean
+    texts = nets.pack(nets.TEXTS)
+    wants = Wants(causal=True, same_tokens=True, graph=True)
+    ours, theirs = (next(iter(p.frames(texts, wants))).path(2) for p in (held, lean))
+    assert not lean.hybrid._room
+    torch.testing.assert_close(ours.likelihoods, theirs.likelihoods, atol=1e-4, rtol=1e-5)
+    assert ours.acts.keys() == theirs.acts.keys()
+    scale = max(float(act.abs().max()) for act in ours.acts.values())
+    for path, act in ours.acts.items():
+        torch.testing.assert_close(act, theirs.acts[path], atol=1e-4 * scale, rtol=1e-3)

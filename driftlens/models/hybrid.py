@@ -1,6 +1,8 @@
 """One net that stands anywhere between base and aligned, weight by weight."""
 
 import copy
+import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -226,7 +228,10 @@ class Hybrid(ABC):
 class Twin(Hybrid):
     """Two nets of one shape, and a third that borrows their weights.
 
-    Between the two ends it holds its own, in float32 at least; at them it holds none.
+    Between the two ends it holds its own, in float32 at least; at them it holds none. Where there
+    is no memory for that it holds none at all: each module is run with both models' weights and
+    gives the mixture, which of a map that is linear in its weights is the same. That takes a
+    third longer.
     """
 
     def __init__(
@@ -250,7 +255,15 @@ class Twin(Hybrid):
         self.surveyed = survey(self.model, holders)
         self.owners = self.surveyed.owners(holders)
         self._check_alike()
-        self.promoted = torch.promote_types(base.dtype, torch.float32) != base.dtype
+        self.lean = not self._fits()
+        """Whether no weight is held between the ends."""
+        kind = torch.promote_types(base.dtype, torch.float32)
+        self.promoted = kind != base.dtype and not self.lean
+
+    def _fits(self) -> bool:
+        """Whether a copy of the weights, in float32 at least, leaves half of the memory free."""
+        needed = sum(max(4, ours.element_size()) * ours.numel() for ours, _ in self.ends.values())
+        return needed <= _free(self.model.device) // 2
 
     @torch.no_grad()
     def _check_alike(self) -> None:
@@ -313,6 +326,11 @@ class Twin(Hybrid):
 
     @contextmanager
     def _at(self, alpha: float) -> Iterator[Mapping[str, Way]]:
+        moving = [path for path in self._moving if path in self.surveyed.heard]
+        if self.lean:
+            with self.grafted(()):
+                yield {path: self._mixture(path, alpha) for path in moving}
+            return
         kind = torch.promote_types(self.base.dtype, torch.float32)
         held: dict[tuple[int, int], Tensor] = {}
         for (path, name), (ours, theirs) in self.ends.items():
@@ -321,7 +339,18 @@ class Twin(Hybrid):
                 # Tied weights are blended once.
                 held[key] = self._blended(path, name, ours, theirs, alpha, kind)
             self._set(path, name, held[key])
-        yield {path: self._way(path) for path in self._moving if path in self.surveyed.heard}
+        yield {path: self._way(path) for path in moving}
+
+    def _mixture(self, path: str, alpha: float) -> Way:
+        aligned = {name: theirs for name, (_, theirs) in self._moving[path].items()}
+
+        def way(module: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs):
+            theirs = outcome(module, aligned, inputs, keywords)
+            changes = tuple(b - a for a, b in zip(outputs, theirs, strict=True))
+            here = tuple(a + alpha * c for a, c in zip(outputs, changes, strict=True))
+            return here, lambda: changes
+
+        return way
 
     def _blended(
         self, path: str, name: str, ours: Tensor, theirs: Tensor, alpha: float, kind: torch.dtype
@@ -644,6 +673,17 @@ def _matched(base: HookedModel, aligned: HookedModel) -> Ends:
             "one architecture and one vocabulary.",
         )
     return {key: (weight, theirs[key]) for key, weight in ours.items()}
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        # A system that does not tell: its own allocator will.
+        return sys.maxsize
 
 
 def _weights(net: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
