@@ -10,6 +10,7 @@ from .diagnostics import (
     Factorial,
     Forgetting,
     Grafts,
+    GraftsResult,
     Interactions,
     LayerForgetting,
     Lens,
@@ -19,6 +20,7 @@ from .diagnostics import (
     Shapley,
     TokenLayers,
     WeightPath,
+    WeightPathResult,
 )
 from .doctor import noise_floor
 from .errors import DriftlensError
@@ -52,7 +54,10 @@ class Options:
 
 
 METHODS: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
-    "weight-path": lambda o: (WeightPath(o.by, None, o.seed, o.level), PositionMap()),
+    "weight-path": lambda o: (
+        WeightPath(o.by, None, o.seed, o.level),
+        PositionMap(seed=o.seed, level=o.level),
+    ),
     "sweep": lambda o: (
         LayerForgetting(o.seed, o.level),
         Factorial(o.seed, o.level),
@@ -93,18 +98,19 @@ def attribute(
         pack: What to show them.
         methods: Names of `METHODS`.
         options: How to divide.
-        restore: How finely weights are restored; None is as they are divided, but not by head.
         floor: Rise in loss that cannot be told from noise, in nats a token; None measures it.
+        restore: How finely weights are restored; None is by component where they are divided so,
+            else by layer.
         progress: Told the pack's name, and how many windows of how many are done.
 
     Raises:
         DriftlensError: A method is unknown, or cannot be taken of such a pair.
     """
-    known = [name for name in methods if name not in METHODS]
-    if known or not methods:
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
         raise DriftlensError(
             f"methods among {', '.join(METHODS)}",
-            found=", ".join(known) or "none",
+            found=", ".join(unknown) or "none",
             remedy="Give one of these.",
         )
     if floor is None:
@@ -187,13 +193,12 @@ def _doubts(results: Sequence[Result]) -> list[str]:
     A share that is far below what a piece costs alone and what it gives back, or far above both,
     is one that no interplay of the pieces is likely to explain.
     """
-    path, grafts = (
-        next((r for r in results if r.kind == k), None) for k in ("weight_path", "graft")
-    )
+    path = next((r for r in results if isinstance(r, WeightPathResult)), None)
+    grafts = next((r for r in results if isinstance(r, GraftsResult)), None)
     if path is None or grafts is None or not _certain(path):
         return []
     said = []
-    if path.barrier:  # type: ignore[attr-defined]
+    if path.barrier:
         said.append("The path crosses a barrier: read the Shapley shares instead.")
     ours, exact = path.columns(), grafts.columns()
     ends = np.sort([exact["gives_back"], exact["costs_alone"]], axis=0)

@@ -592,7 +592,22 @@ def test_results_are_kept_and_named_as_promised(tmp_path):
 
 @every
 def test_results_are_drawn(make, tmp_path):
-    Report("base → aligned", [replace(whole(make), pack="texts")]).write(tmp_path / "report")
+    page = Report("base → aligned", [replace(whole(make), pack="texts")]).write(tmp_path / "report")
+    assert "<svg" in page.read_text()
+
+
+@pytest.mark.parametrize("by", ["layer", "component", "head"])
+def test_the_map_takes_the_nodes_of_the_path_and_adds_up_to_its_shares(by):
+    texts = pack()
+    path, where = measure(pair("mistral"), texts, [WeightPath(by), PositionMap()], length=96)
+    assert path.nodes == where.nodes > 4
+    np.testing.assert_allclose(where.residual.value, path.residual.value, rtol=1e-6)
+    tokens = measure(pair("mistral"), texts, [Forgetting()], length=96)[0].scored
+    for layer in dict.fromkeys(path.layer):
+        acts = where.acts[where.layer == layer].sum()
+        assert acts == pytest.approx(path.share[path.layer == layer].sum() * tokens, abs=1e-6)
+    assert where.total.low < where.total.value < where.total.high
+    assert where.before_scored.low <= where.before_scored.value <= where.before_scored.high
 
 
 def test_a_map_of_documents_in_several_windows_is_drawn():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from driftlens.results import (
     figures,
     value,
 )
+
+R = TypeVar("R", bound=Result)
 
 WANTS = Wants(causal=True, same_tokens=True, graph=True)
 
@@ -66,10 +68,10 @@ class WeightPathResult(Result):
 {HOW}
 
 The integral is taken at Gauss–Legendre nodes: 2 and 4, then twice as many until the shares add \
-up to the rise within 1 % (residual = (Σ shares − rise) / rise) and no longer move from rule to \
-rule (moved = Σ |change of a share| / Σ |share|). The path is also looked at itself: where the \
-loss along it stands above both ends (hump = how far, over the rise), the path crosses a barrier, \
-as it does when neurons are permuted, and shares may blame weights whose change does nothing; \
+up to the rise within 1 % (residual = (Σ shares − rise) / rise) and no longer move by more than a \
+tenth from rule to rule (moved = Σ |change of a layer's share| / Σ |share|). The path is also \
+looked at itself: where the loss along it stands above both ends (hump = how far, over the rise), \
+the path crosses a barrier, as it does when neurons are permuted, and shares may blame weights whose change does nothing; \
 read grafts and Shapley shares instead. Intervals: 95 % bootstrap over documents.
 
 Sources: integrated gradients (Sundararajan, Taly & Yan 2017, eq. 1) along the path of weights; \
@@ -161,29 +163,26 @@ Aumann & Shapley (1974) for the division.
         return [str(Piece(layer, component, ())) for layer, component in both]
 
 
-class WeightPath(Metric[WeightPathResult]):
-    """Which weights the loss comes from, by integrated gradients along the path of weights.
+class AlongPath(Metric[R]):
+    """What follows the path of weights, with as many nodes as completeness asks for.
 
-    Args:
-        by: How finely the weights are divided: `layer`, `component` or `head`.
-        nodes: How many Gauss nodes; None takes as many as completeness asks for, up to 32.
-        seed: Of the bootstrap.
-        level: Share of bootstrap draws that an interval holds.
+    However the weights are divided, whether more nodes are needed is judged by layer, so that
+    all that follow one path stop at the same rule.
     """
 
     wants = WANTS
 
-    def __init__(
-        self, by: By = "component", nodes: int | None = None, seed: int = 0, level: float = 0.95
-    ) -> None:
-        self.by, self.nodes, self.seed = by, nodes, seed
-        self.level = level
-        self.sums = PerDocument(0)
+    pieces: tuple[Piece, ...]
+    nodes: int | None
+    heads: bool = False
+    """Whether attention is divided by head."""
 
-    def begin(self, pair: ModelPair, encoder: Encoder) -> None:
-        """Make room for the pieces."""
-        super().begin(pair, encoder)
-        self.pieces: tuple[Piece, ...] = pair.hybrid.pieces(self.by)
+    def follow(self, by: By) -> None:
+        """Make room for the pieces, before the first rule."""
+        self.pieces = self.pair.hybrid.pieces(by)
+        names = [piece.layer for piece in self.pieces]
+        self.layers = list(dict.fromkeys(names))
+        self.inside = np.array([[name == layer for name in names] for layer in self.layers])
         self.earlier: tuple[Rule, ...] = ()
         self._take(RULES if self.nodes is None else (self.nodes,))
 
@@ -196,7 +195,7 @@ class WeightPath(Metric[WeightPathResult]):
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
         base, aligned = frame.likelihoods
-        paths = [frame.path(nodes, self.by == "head") for nodes in self.rules]
+        paths = [frame.path(nodes, self.heads) for nodes in self.rules]
         along = [-likelihood for path in paths for likelihood in path.likelihoods]
         ends = [-base, -aligned, *-paths[0].ends]
         units = torch.stack([torch.ones_like(base), *ends, *along], 1)
@@ -208,7 +207,7 @@ class WeightPath(Metric[WeightPathResult]):
 
     def again(self) -> bool:
         """More nodes, until the shares add up and no longer move."""
-        rules = self._found()
+        rules = self.found()
         if self.nodes is not None or 2 * rules[-1].nodes > LIMIT or _settled(rules):
             return False
         self.earlier = rules
@@ -223,10 +222,10 @@ class WeightPath(Metric[WeightPathResult]):
             self._take((2 * self.rules[-1],))
         return super().restore(state)
 
-    def _found(self) -> tuple["Rule", ...]:
+    def found(self) -> tuple["Rule", ...]:
         """What each rule found, the earlier passes' first."""
-        tokens, _, _, base, aligned, *found = self.sums.sums.sum(0)
-        losses, shares = np.split(np.array(found), [sum(self.rules)])
+        tokens, _, _, base, aligned, *sums = self.sums.sums.sum(0)
+        losses, shares = np.split(np.array(sums), [sum(self.rules)])
         mine = zip(
             self.rules,
             np.split(losses, np.cumsum(self.rules)[:-1]),
@@ -235,17 +234,36 @@ class WeightPath(Metric[WeightPathResult]):
         )
         # Nothing over nothing is NaN, and says so in the result.
         with np.errstate(invalid="ignore"):
-            return (
-                *self.earlier,
-                *(
-                    Rule(n, loss / tokens, s / tokens, (aligned - base) / tokens)
-                    for n, loss, s in mine
-                ),
-            )
+            rise = (aligned - base) / tokens
+            fresh = [Rule(n, loss / tokens, self.inside @ s / tokens, rise) for n, loss, s in mine]
+        return (*self.earlier, *fresh)
+
+
+class WeightPath(AlongPath[WeightPathResult]):
+    """Which weights the loss comes from, by integrated gradients along the path of weights.
+
+    Args:
+        by: How finely the weights are divided: `layer`, `component`, `head` or `module`.
+        nodes: How many Gauss nodes; None takes as many as completeness asks for, up to 32.
+        seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
+    """
+
+    def __init__(
+        self, by: By = "component", nodes: int | None = None, seed: int = 0, level: float = 0.95
+    ) -> None:
+        self.by, self.nodes, self.seed = by, nodes, seed
+        self.level, self.heads = level, by == "head"
+        self.sums = PerDocument(0)
+
+    def begin(self, pair: ModelPair, encoder: Encoder) -> None:
+        """Make room for the pieces."""
+        super().begin(pair, encoder)
+        self.follow(self.by)
 
     def compute(self) -> WeightPathResult:
         """The result of all that was seen so far."""
-        rules = self._found()
+        rules = self.found()
         last = rules[-1]
         sums = self.sums.sums
         rise = (sums[:, 2] - sums[:, 1])[:, None]
@@ -289,19 +307,14 @@ class Rule:
     losses: np.ndarray
     """[node] loss, in nats a token."""
     shares: np.ndarray
-    """[piece] part of the rise, in nats a token."""
+    """[layer] part of the rise, in nats a token."""
     rise: float
     """Loss of aligned minus loss of base, in nats a token."""
 
     @property
-    def left(self) -> float:
-        """Sum of the shares minus the rise, in nats a token."""
-        return float(self.shares.sum() - self.rise)
-
-    @property
     def residual(self) -> float:
         """Sum of the shares minus the rise, over the rise."""
-        return _over(self.left, self.rise)
+        return _over(float(self.shares.sum() - self.rise), self.rise)
 
 
 def _settled(rules: tuple[Rule, ...]) -> bool:
@@ -345,7 +358,7 @@ what an attention's query, key and value maps do, they do at the token that they
     total: Estimate = value("nats/token")
     """The rise in loss, for each scored token of all documents."""
     residual: Estimate = value("of the rise")
-    """Sum of the map over all documents minus the rise, over the rise."""
+    """Sum of the map over all documents minus the rise between the path's ends, over that."""
     before_scored: Estimate = value("of all acts")
     """Part of all acts, by size, at tokens whose own likelihood is not scored."""
 
@@ -419,47 +432,52 @@ STRETCHES = 6
 """Documents that are shown token by token."""
 
 
-class PositionMap(Metric[PositionMapResult]):
+class PositionMap(AlongPath[PositionMapResult]):
     """At which tokens the changed weights act, by layer, for the worst stretches of text.
 
     Args:
-        nodes: How many Gauss nodes; those of `WeightPath` cost nothing more.
+        nodes: How many Gauss nodes; None takes as many as `WeightPath` does, and beside it costs
+            nothing more.
         tokens: How many tokens to keep.
+        seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
     """
 
-    wants = WANTS
-
-    def __init__(self, nodes: int = RULES[-1], tokens: int = 8192) -> None:
-        self.nodes, self.tokens = nodes, tokens
+    def __init__(
+        self, nodes: int | None = None, tokens: int = 8192, seed: int = 0, level: float = 0.95
+    ) -> None:
+        self.nodes, self.tokens, self.seed, self.level = nodes, tokens, seed, level
         self.worst = Rows(1, ("position",), {"position": int})
-        self.sums = PerDocument(5)
+        self.sums, self.sizes = PerDocument(0), PerDocument(2)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the layers."""
         super().begin(pair, encoder)
-        self.pieces: tuple[Piece, ...] = pair.hybrid.pieces("layer")
+        self.follow("layer")
+
+    def _take(self, rules: tuple[int, ...]) -> None:
+        super()._take(rules)
         names = dict.fromkeys(("document", "position"), np.int64)
         acts = {f"acts_{number}": np.float64 for number in range(len(self.pieces))}
         order = ("-mean_rise", "document", "position")
         self.worst = Rows(self.tokens, order, {"mean_rise": np.float64, **names, **acts})
+        self.sizes = PerDocument(2)
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
-        path = frame.path(self.nodes)
+        super().update(frame)
+        path = frame.path(self.rules[-1])
         acts = torch.stack([path.of(piece) for piece in self.pieces], -1).numpy()
         rise = (frame.likelihoods[0] - frame.likelihoods[1]).numpy()
         scored = np.zeros(path.shape, dtype=bool)
         scored[tuple(place.cpu().numpy() for place in frame.base.batch.target)] = True
-        owners = frame.row_of_scored
-        rows = len(frame.windows)
-        sums, counts = (np.bincount(owners, z, rows) for z in (rise, None))
         size = np.abs(acts).sum(2)
-        columns = [counts, sums, acts.sum((1, 2)), size.sum(1), (size * ~scored).sum(1)]
         documents = np.array([window.example for window in frame.windows])
-        self.sums.update(documents, np.stack(columns, 1))
+        self.sizes.update(documents, np.stack([size.sum(1), (size * ~scored).sum(1)], 1))
+        owners, rows = frame.row_of_scored, len(frame.windows)
         row, token = np.nonzero(frame.places >= 0)
         with np.errstate(invalid="ignore"):
-            mean = sums / counts
+            mean = np.bincount(owners, rise, rows) / np.bincount(owners, None, rows)
         self.worst.update(
             mean_rise=mean[row],
             document=documents[row],
@@ -469,28 +487,29 @@ class PositionMap(Metric[PositionMapResult]):
 
     def compute(self) -> PositionMapResult:
         """The result of all that was seen so far."""
-        layers = [piece.layer for piece in self.pieces]
         table = self.worst.table()
-        document, position, acts = _by_token(table, len(layers))
-        tokens, rise, mine, size, before = self.sums.sums.sum(0)
+        document, position, acts = _by_token(table, len(self.layers))
+        sums, sizes = self.sums.sums, self.sizes.sums
+        total = self.intervals(sums[:, 2] - sums[:, 1], sums[:, 0], self.sums.documents)
+        before = self.intervals(sizes[:, 1], sizes[:, 0], self.sizes.documents)
+        last = self.found()[-1]
         kept, read, seen = len(document), len(table["document"]), self.worst.seen
         note = (
             f"The {read} tokens of the stretches that lost most are kept, of {seen}; what others "
             "add to a token that they overlap is left out."
         )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return PositionMapResult.of(
-                total=float(rise / tokens),
-                residual=float((mine - rise) / rise),
-                before_scored=float(before / size),
-                document=np.repeat(document, len(layers)),
-                position=np.repeat(position, len(layers)),
-                token=np.repeat(self.encoder.texts(document, position), len(layers)),
-                layer=np.array(layers * kept or [""], object)[: len(layers) * kept],
-                acts=acts.ravel(),
-                nodes=self.nodes,
-                notes=(note,) if read < seen else (),
-            )
+        return PositionMapResult.of(
+            total=tuple(total),
+            residual=last.residual,
+            before_scored=tuple(before),
+            document=np.repeat(document, len(self.layers)),
+            position=np.repeat(position, len(self.layers)),
+            token=np.repeat(self.encoder.texts(document, position), len(self.layers)),
+            layer=np.array(self.layers * kept or [""], object)[: len(self.layers) * kept],
+            acts=acts.ravel(),
+            nodes=last.nodes,
+            notes=(note,) if read < seen else (),
+        )
 
 
 def _by_token(

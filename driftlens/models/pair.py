@@ -273,6 +273,8 @@ class Frame:
                 pass, and one forward pass of what the change of the weights does.
             heads: Whether to divide what attention does among its heads too.
         """
+        if not heads and (nodes, True) in self._paths:
+            return self._paths[nodes, True]._replace(heads={})
         if (nodes, heads) not in self._paths:
             self._paths[nodes, heads] = self._path(nodes, heads)
         return self._paths[nodes, heads]
