@@ -601,7 +601,8 @@ def test_the_map_takes_the_nodes_of_the_path_and_adds_up_to_its_shares(by):
     texts = pack()
     path, where = measure(pair("mistral"), texts, [WeightPath(by), PositionMap()], length=96)
     assert path.nodes == where.nodes > 4
-    np.testing.assert_allclose(where.residual.value, path.residual.value, rtol=1e-6)
+    # A block whole, or its heads and the rest of it: the same sums in float32.
+    assert where.residual.value == pytest.approx(path.residual.value, abs=1e-6)
     tokens = measure(pair("mistral"), texts, [Forgetting()], length=96)[0].scored
     for layer in dict.fromkeys(path.layer):
         acts = where.acts[where.layer == layer].sum()

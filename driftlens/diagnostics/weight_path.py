@@ -71,8 +71,9 @@ The integral is taken at Gauss–Legendre nodes: 2 and 4, then twice as many unt
 up to the rise within 1 % (residual = (Σ shares − rise) / rise) and no longer move by more than a \
 tenth from rule to rule (moved = Σ |change of a layer's share| / Σ |share|). The path is also \
 looked at itself: where the loss along it stands above both ends (hump = how far, over the rise), \
-the path crosses a barrier, as it does when neurons are permuted, and shares may blame weights whose change does nothing; \
-read grafts and Shapley shares instead. Intervals: 95 % bootstrap over documents.
+the path crosses a barrier, as it does when neurons are permuted, and shares may blame weights \
+whose change does nothing; read grafts and Shapley shares instead. Intervals: 95 % bootstrap over \
+documents.
 
 Sources: integrated gradients (Sundararajan, Taly & Yan 2017, eq. 1) along the path of weights; \
 Aumann & Shapley (1974) for the division.
