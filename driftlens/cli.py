@@ -261,13 +261,10 @@ def attribute(
     _try(out, overwrite)
     methods = tuple(dict.fromkeys(method or ["weight-path"]))
     _check_division(methods, by, level)
-    packs = [pack for pack in _packs(text, pack, limit) if pack.kind == "text"]
-    if not packs:
-        raise DriftlensError(
-            "a pack of kind text, whose loss can be divided",
-            found="none",
-            remedy="Give --text, or --pack world.",
-        )
+    packs = _packs(text, pack, limit)
+    if text or pack:
+        _check_kinds(packs, "text", "whose loss can be divided")
+    packs = [pack for pack in packs if pack.kind == "text"]
     pair = _load(context)
     from . import attribution, doctor
     from .report import Report
@@ -459,6 +456,16 @@ def _check_division(methods: Sequence[str], by: str, level: float) -> None:
     if not 0 < level < 1:
         raise DriftlensError(
             "--level between 0 and 1", found=f"{level:g}", remedy="Give 0.95, or leave it out."
+        )
+
+
+def _check_kinds(packs: Sequence["Pack"], kind: str, what: str) -> None:
+    """Before anything is loaded: whether every pack that was asked for is of a kind."""
+    if others := [f"{pack.name} of kind {pack.kind}" for pack in packs if pack.kind != kind]:
+        raise DriftlensError(
+            f"packs of kind {kind}, {what}",
+            found=", ".join(others),
+            remedy="Give --text, or a --pack that `driftlens packs` lists with that kind.",
         )
 
 

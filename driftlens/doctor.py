@@ -364,8 +364,7 @@ def _residual(patient: Patient) -> Check:
         return Check(RESIDUAL, "skip", f"masked models are not resumed at a block; {LEFT_OUT}")
     try:
         worst = max(_resumed(patient.frame, model, trace) for model, trace in _both(patient))
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        # Whatever a block says when it misses what an earlier one would have left.
+    except STRANGE as error:
         if out_of_memory(error):
             raise
         said = f"a model cannot be resumed at a block ({type(error).__name__}: {error})"
@@ -385,10 +384,18 @@ def _matching(patient: Patient) -> Check:
         pieces = patient.pair.hybrid.pieces("component")
     except DriftlensError as error:
         return Check(WEIGHTS, "warn", f"{error.found}; forgetting by weights is left out")
+    except STRANGE as error:
+        if out_of_memory(error):
+            raise
+        said = f"a model is built in a way that is not understood ({type(error).__name__}: {error})"
+        return Check(WEIGHTS, "warn", f"{said}; forgetting by weights is left out")
     return Check(WEIGHTS, "pass", f"by name and shape, in {len(pieces)} components")
 
 
 LEFT_OUT = "forgetting by layer is left out"
+
+STRANGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError)
+"""What a block may raise that misses what an earlier one would have left, or is built otherwise."""
 
 
 def _resumed(frame: Frame, model: Model, trace: Trace) -> float:

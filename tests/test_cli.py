@@ -156,7 +156,7 @@ UNDIVIDED = {
     "an unknown method": (["--method", "magic"], "--method among weight-path"),
     "an unknown division": (["--by", "neuron"], "--by among layer, component, head, module"),
     "a level of all draws": (["--level", "1"], "--level between 0 and 1"),
-    "a pack without loss": (["--pack", "stereotypes"], "a pack of kind text"),
+    "a pack without loss": (["--pack", "world", "--pack", "stereotypes"], "packs of kind text"),
 }
 
 

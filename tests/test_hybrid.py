@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import nets
 from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import gold
-from driftlens.models import ModelPair, Wants, hooks
+from driftlens.models import ModelPair, Wants, model
 from driftlens.models.hooks import HookedModel
 from driftlens.models.hybrid import Adapted, Twin
 
@@ -370,7 +370,7 @@ def test_a_copy_goes_nowhere_either():
 def test_logits_that_are_read_out_a_few_at_a_time_have_the_same_slopes(family, monkeypatch):
     batch = frame(family).base.batch
     whole = pair(family).hybrid.slopes(batch, ALPHA)
-    monkeypatch.setattr(hooks, "LOGIT_BYTES", 4 * 3 * nets.WORDS)
+    monkeypatch.setattr(model, "LOGIT_BYTES", 4 * 3 * nets.WORDS)
     parts = pair(family).hybrid.slopes(batch, ALPHA)
     torch.testing.assert_close(parts.likelihood, whole.likelihood, rtol=0, atol=1e-5)
     for path, acts in whole.acts.items():
@@ -500,7 +500,6 @@ def test_at_the_ends_there_is_no_third_copy_and_between_there_is_one(family):
         assert sum(own.values()) == sum(base.values())
     # Every point of the path is written into the same room.
     assert {room.data_ptr() for room in hybrid._room.values()} == own.keys()
-    hybrid.release()
     with hybrid.grafted(()) as model:
         assert storages(model.net).keys() == base.keys()
 
@@ -711,7 +710,7 @@ def test_only_nets_have_weights_to_swap():
     class Another:
         depth, width, causal = 3, 32, True
 
-    with pytest.raises(DriftlensError, match=r"weights can be swapped, found Another and Another"):
+    with pytest.raises(DriftlensError, match=r"weights can be swapped, found Another"):
         _ = ModelPair(Another(), Another()).hybrid
 
 

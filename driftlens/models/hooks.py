@@ -13,15 +13,12 @@ from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import gold
 
 from . import anatomy
-from .model import Edits, Trace, Wants
+from .model import Edits, Trace, Wants, rows_of
 from .sites import EMBED, Site, every
 from .tokens import Batch
 
 Listener = Callable[[nn.Module, tuple, dict, Any], Any]
 """Is told what a module was given and gave, and says what it is to give instead."""
-
-LOGIT_BYTES = 2**26
-"""How much memory logits may take at once."""
 
 
 class HookedModel:
@@ -145,6 +142,11 @@ class HookedModel:
         ):
             return self.net(input_ids=ids, **_off(self.net)).logits[:, 0]
 
+    def logits(self, ids: Tensor) -> Tensor:
+        """[text, token, vocab] what the net itself makes of [text, token] ids."""
+        with self._as_found():
+            return self.net(input_ids=ids, **_off(self.net)).logits
+
     def pull(
         self, batch: Batch, listeners: Callable[[slice | None], Mapping[str, "Listener"]]
     ) -> Tensor:
@@ -164,7 +166,7 @@ class HookedModel:
             with self.listening(listeners(None)), self._tap(batch, {self._end}, {}) as seen:
                 self.body(**self._inputs(batch))
             predictors = self._predictors(batch, seen[self._end], {})
-            rows = max(1, LOGIT_BYTES // (4 * self.vocabulary))
+            rows = rows_of(self.vocabulary)
             for start in range(0, len(predictors), rows):
                 some = slice(start, start + rows)
                 stream = predictors[some].detach().requires_grad_()

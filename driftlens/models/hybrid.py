@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from driftlens.errors import DriftlensError
-from driftlens.formulas.divergence import gold
 
 from .heads import with_heads
-from .hooks import LOGIT_BYTES, HookedModel
-from .model import Wants
+from .hooks import HookedModel
+from .model import Wants, likelihoods
 from .pieces import DIVISIONS, By, Owner, Piece, pieces
 from .sites import Site
 from .survey import Heard, Survey, outcome, put, survey, tensors
@@ -76,15 +75,25 @@ def hybrid(
         DriftlensError: A model is not a plain `transformers` net, or the weights of the two
             cannot be matched by name and shape.
     """
-    if not isinstance(base, HookedModel) or not isinstance(aligned, HookedModel):
-        raise DriftlensError(
-            "two models whose weights can be swapped",
-            found=f"{type(base).__name__} and {type(aligned).__name__}",
-            remedy="Load both from names, folders or live transformers models.",
-        )
-    if base.net is aligned.net and base is not aligned:
-        return Adapted(aligned)
-    return Twin(base, aligned, instead or {})
+    ours, theirs = plain(base), plain(aligned)
+    if ours.net is theirs.net and ours is not theirs:
+        return Adapted(theirs)
+    return Twin(ours, theirs, instead or {})
+
+
+def plain(model: object) -> HookedModel:
+    """The model, if its weights can be reached.
+
+    Raises:
+        DriftlensError: It is not a plain `transformers` net.
+    """
+    if isinstance(model, HookedModel):
+        return model
+    raise DriftlensError(
+        "models whose weights can be swapped",
+        found=type(model).__name__,
+        remedy="Load both from names, folders or live transformers models.",
+    )
 
 
 class Hybrid(ABC):
@@ -171,9 +180,7 @@ class Hybrid(ABC):
             listeners = {path: _Standing(way) for path, way in ways.items()}
             with self.model.listening(listeners):
                 trace = self.model.trace(batch)
-                rows = trace.predictors.split(max(1, LOGIT_BYTES // (4 * self.model.vocabulary)))
-                pieces = zip(rows, trace.batch.targets.split(len(rows[0])), strict=True)
-                return torch.cat([gold(self.model.readout(p), t) for p, t in pieces])
+                return likelihoods(self.model, trace.predictors, trace.batch.targets)
 
     def slopes(self, batch: Batch, alpha: float, heads: bool = False) -> Slopes:
         """The derivative of the scored log-likelihood along the straight path of weights.
@@ -230,8 +237,7 @@ class Twin(Hybrid):
 
     Between the two ends it holds its own, in float32 at least; at them it holds none. Where there
     is no memory for that it holds none at all: each module is run with both models' weights and
-    gives the mixture, which of a map that is linear in its weights is the same. That takes a
-    third longer.
+    gives the mixture, which of a map that is linear in its weights is the same.
     """
 
     def __init__(
@@ -270,10 +276,9 @@ class Twin(Hybrid):
         """Aligned's weights must make aligned of base's net: else more than weights differs."""
         ids = torch.arange(8, device=self.model.device)[None]
         ids %= len(self.model.net.get_input_embeddings().weight)
-        with self.grafted(self.pieces("layer")) as model, model._as_found():
-            ours = model.net(input_ids=ids).logits.float()
-        with self.aligned._as_found():
-            theirs = self.aligned.net(input_ids=ids).logits.float()
+        with self.grafted(self.pieces("layer")) as model:
+            ours = model.logits(ids).float()
+        theirs = self.aligned.logits(ids).float()
         rounding = 64 * torch.finfo(self.base.dtype).eps
         if float((ours - theirs).abs().max()) > rounding * float(theirs.abs().max()):
             raise DriftlensError(
@@ -299,7 +304,9 @@ class Twin(Hybrid):
                 self._set(*key, theirs)
                 continue
             index = torch.tensor(weight.features, device=ours.device)
-            held = mixed.setdefault(key, ours.clone())
+            if key not in mixed:
+                mixed[key] = ours.clone()
+            held = mixed[key]
             held.index_copy_(weight.axis, index, theirs.index_select(weight.axis, index))
             self._set(*key, held)
         yield self.model
@@ -382,10 +389,6 @@ class Twin(Hybrid):
             return outputs, lambda: _tangent(module, inputs, keywords, ends, form)
 
         return way
-
-    def release(self) -> None:
-        """Let go of the weights between the ends."""
-        self._room.clear()
 
 
 class Adapted(Hybrid):
@@ -578,8 +581,7 @@ def _tangent(
     form: str,
 ) -> Outputs:
     """How what a module gives changes along the path of its weights, its inputs held."""
-    held = {name: module._parameters[name] for name in ends}
-    kind = next(iter(held.values())).dtype  # type: ignore[union-attr]
+    kind = module.get_parameter(next(iter(ends))).dtype
     if form == "lookup":
         # The change of a whole vocabulary would be formed for the few rows that are read.
         ours, theirs = (

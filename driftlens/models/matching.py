@@ -200,10 +200,9 @@ def _logits(model: HookedModel, weights: Mapping[Key, Tensor]) -> Tensor:
         own = model.net.get_submodule(path).get_parameter(name)
         by_module.setdefault(path, {})[name] = weight.to(own.dtype)
     with ExitStack() as stack:
-        stack.enter_context(model._as_found())
         for path, mine in by_module.items():
             stack.enter_context(holding(model.net.get_submodule(path), mine))
-        return model.net(input_ids=few(model, TEXTS, TOKENS), use_cache=False).logits.double()
+        return model.logits(few(model, TEXTS, TOKENS)).double()
 
 
 def _distance(ours: "_View", theirs: "_View", keys: Iterable[Key]) -> float:

@@ -4,10 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from driftlens.formulas.divergence import gold
 
 from .sites import Part, Site
 from .tokens import Batch
+
+LOGIT_BYTES = 2**26
+"""How much memory logits may take at once."""
 
 Edits = Mapping[Site, Callable[[Tensor], Tensor]]
 """What to put in place of a site's tensor: a patch, a steer and an ablation are all edits."""
@@ -104,3 +110,24 @@ class Model(Protocol):
         They may be written into `room`, and are then good only until it is used again.
         """
         ...
+
+
+def likelihoods(
+    model: Model, predictors: Tensor, targets: Tensor, room: Tensor | None = None
+) -> Tensor:
+    """[scored token] log-likelihoods, in nats, of [scored token, width] predictors' targets.
+
+    Args:
+        model: Whose head reads.
+        predictors: The last stream of the token before each.
+        targets: [scored token] ids.
+        room: Where logits may be written: `rows_of` the vocabulary, or as many as there are.
+    """
+    rows = rows_of(model.vocabulary)
+    pieces = zip(predictors.split(rows), targets.split(rows), strict=True)
+    return torch.cat([gold(model.readout(p, room), t) for p, t in pieces])
+
+
+def rows_of(vocabulary: int) -> int:
+    """How many rows of logits are read out at once."""
+    return max(1, LOGIT_BYTES // (4 * vocabulary))

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.formulas.divergence import Comparison, compare, gold
+from driftlens.formulas.divergence import Comparison, compare
 from driftlens.formulas.quadrature import gauss
 from driftlens.packs import Pack
 
-from .hooks import LOGIT_BYTES, HookedModel
-from .hybrid import Hybrid, hybrid
+from .hybrid import Hybrid, hybrid, plain
 from .load import load_pair
 from .matching import Matching, match
-from .model import Model, Trace, Wants
+from .model import Model, Trace, Wants, likelihoods, rows_of
 from .pieces import Piece
 from .sites import EMBED, Site
 from .tokens import Encoder, Units, Window, shared_vocabulary
@@ -104,10 +103,7 @@ class ModelPair:
         Raises:
             DriftlensError: Their weights cannot be matched by name and shape.
         """
-        if not isinstance(self.base, HookedModel) or not isinstance(self.aligned, HookedModel):
-            # Says what was needed.
-            hybrid(self.base, self.aligned)
-        matching = match(self.base, self.aligned)  # type: ignore[arg-type]
+        matching = match(plain(self.base), plain(self.aligned))
         if not matching.weights:
             return self, matching
         pair = ModelPair(self.base, self.aligned)
@@ -329,18 +325,18 @@ class Frame:
 
     def likelihood_of(self, model: Model, trace: Trace, predictors: Tensor) -> Tensor:
         """[scored unit] what `model` reads from [scored token, width] predictors, in nats."""
-        rows = _rows(model.vocabulary)
-        pieces = zip(predictors.split(rows), trace.batch.targets.split(rows), strict=True)
-        room = self._room(model.vocabulary, min(rows, len(predictors)), predictors)
-        tokens = torch.cat([gold(model.readout(p, room), t).double().cpu() for p, t in pieces])
+        room = self._room(model.vocabulary, predictors)
+        found = likelihoods(model, predictors, trace.batch.targets, room)
+        tokens = found.double().cpu()
         self._check(model, trace, tokens)
         return self._by_unit(trace, tokens)
 
-    def _room(self, vocabulary: int, rows: int, like: Tensor) -> Tensor:
+    def _room(self, vocabulary: int, predictors: Tensor) -> Tensor:
         """[row, vocab] where logits are written again and again."""
-        key = vocabulary, rows, like.dtype, like.device
+        rows = min(rows_of(vocabulary), len(predictors))
+        key = vocabulary, rows, predictors.dtype, predictors.device
         if key not in self._rooms:
-            self._rooms[key] = like.new_empty(rows, vocabulary)
+            self._rooms[key] = predictors.new_empty(rows, vocabulary)
         return self._rooms[key]
 
     @cached_property
@@ -360,7 +356,7 @@ class Frame:
             raise _error(model, "its logits", int(self.scored.document[unit]))
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        rows = _rows(self.pair.base.vocabulary + self.pair.aligned.vocabulary)
+        rows = rows_of(self.pair.base.vocabulary + self.pair.aligned.vocabulary)
         base = self.base.predictors.split(rows)
         aligned = base if self.aligned is self.base else self.aligned.predictors.split(rows)
         targets = (trace.batch.targets.split(rows) for trace in (self.base, self.aligned))
@@ -419,10 +415,6 @@ class Path(NamedTuple):
                 # What no head has, such as the bias of what all of them write.
                 total -= self.heads[weight.module].sum(-1)
         return total
-
-
-def _rows(vocabulary: int) -> int:
-    return max(1, LOGIT_BYTES // (4 * vocabulary))
 
 
 def _not_finite(model: Model, trace: Trace, frame: Frame) -> DriftlensError:

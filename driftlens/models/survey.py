@@ -115,8 +115,8 @@ def survey(model: HookedModel, holders: Mapping[str, Sequence[str]]) -> Survey:
                 listeners.setdefault(child, _recorder(child, (), seen, {}))
         ids = torch.arange(ROWS * length, device=model.device).reshape(ROWS, length)
         ids %= len(model.net.get_input_embeddings().weight)
-        with model._as_found(), model.listening(listeners):
-            model.net(input_ids=ids, use_cache=False)
+        with model.listening(listeners):
+            model.logits(ids)
         shapes.append(seen)
     first, second = shapes
     heard = {

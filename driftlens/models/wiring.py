@@ -142,7 +142,7 @@ class Wiring:
             torch.set_grad_enabled(graph),
             model.listening({path: listener(path) for path in holders}),
         ):
-            model.net(input_ids=few(model, texts, tokens), use_cache=False)
+            model.logits(few(model, texts, tokens))
         for path in often:
             self.skipped[path] = "runs more than once"
             self.flipped.pop(path, None)
