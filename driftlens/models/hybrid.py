@@ -22,7 +22,7 @@ from .hooks import HookedModel
 from .model import Wants, likelihoods
 from .pieces import DIVISIONS, By, Owner, Piece, pieces
 from .sites import Site
-from .survey import Heard, Survey, outcome, put, survey, tensors
+from .survey import Heard, Survey, hooked, outcome, put, survey, tensors
 from .tokens import Batch
 
 Outputs = tuple[Tensor, ...]
@@ -483,19 +483,13 @@ class _Listener:
     def __call__(self, module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> Any:
         outputs, tangents = self.way(module, inputs, keywords, tensors(output))
         kept: list[Outputs] = []
-        fresh = []
-        for number, tensor in enumerate(outputs):
-            axis = self.heard.axes[number]
-            tensor = self.spread.widened(tensor, axis)
-            if not tensor.requires_grad:
-                tensor = tensor.detach().requires_grad_()
-            elif len(outputs) > 1:
-                # One may be made of another inside the module: only what leaves it counts.
-                tensor = tensor.view_as(tensor)
-            entered = inputs[0] if inputs else None
-            tensor.register_hook(self._pulled(number, axis, tangents, kept, entered))
-            fresh.append(tensor)
-        return put(output, fresh)
+        entered, axes = inputs[0] if inputs else None, self.heard.axes
+        return hooked(
+            output,
+            outputs,
+            lambda tensor, number: self.spread.widened(tensor, axes[number]),
+            lambda number: self._pulled(number, axes[number], tangents, kept, entered),
+        )
 
     def _pulled(
         self, number: int, axis: int | None, tangents: Callable, kept: list, entered: Any

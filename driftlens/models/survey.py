@@ -3,7 +3,7 @@
 Found by running the net on a few tokens, so that no list of architectures has to be kept.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,6 +195,33 @@ def tensors(output: Any) -> tuple[Tensor, ...]:
     """The tensors of real numbers in what a module gave."""
     parts = output if isinstance(output, tuple | list) else (output,)
     return tuple(p for p in parts if isinstance(p, Tensor) and p.is_floating_point())
+
+
+def hooked(
+    output: Any,
+    given: Sequence[Tensor],
+    widened: Callable[[Tensor, int], Tensor],
+    pulled: Callable[[int], Callable[[Tensor], None]],
+) -> Any:
+    """What a module gave, in tensors of which each tells the gradient that comes back by it.
+
+    Args:
+        output: What the module gave.
+        given: The tensors of real numbers that are to stand in it.
+        widened: Gives the tensor of a number a row for each text.
+        pulled: What the gradient by the tensor of a number is told to.
+    """
+    fresh = []
+    for number, tensor in enumerate(given):
+        tensor = widened(tensor, number)
+        if not tensor.requires_grad:
+            tensor = tensor.detach().requires_grad_()
+        elif len(given) > 1:
+            # One may be made of another inside the module: only what leaves it counts.
+            tensor = tensor.view_as(tensor)
+        tensor.register_hook(pulled(number))
+        fresh.append(tensor)
+    return put(output, fresh)
 
 
 def put(output: Any, fresh: Sequence[Tensor]) -> Any:

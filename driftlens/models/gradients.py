@@ -1,0 +1,708 @@
+"""Inner products of gradients between the rows of a batch, and never a gradient by itself."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from driftlens.errors import DriftlensError
+
+from .hooks import HookedModel
+from .model import rows_of
+from .pieces import Owner
+from .survey import Heard, hooked, outcome, survey, tensors
+from .tokens import Batch
+
+Key = tuple[str, str]
+"""A parameter by its module and the name that it has there."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """What the gradients of the rows' log-likelihoods have to do with each other."""
+
+    likelihood: Tensor
+    """[row] log-likelihood of all that is scored in the row, in nats, float64."""
+
+    inner: Mapping[str, Tensor]
+    """For each parameter by name, [group, row, row] inner products, in nats² by the parameter's
+    unit squared, float64."""
+
+    owners: Mapping[str, Owner]
+    """Where each of these parameters stands. A tied one stands where it is first met."""
+
+    by_token: Tensor | None = None
+    """[group, token, token] the first row's gradient as its weights are used at one token, times
+    the second row's at another, all parameters together; None where it was not asked for."""
+
+    unplaced: frozenset[str] = field(default=frozenset())
+    """Parameters of which `by_token` has no part, as their gradient has no place in the text."""
+
+    @property
+    def total(self) -> Tensor:
+        """[group, row, row] inner products over all parameters."""
+        return torch.stack(list(self.inner.values())).sum(0)
+
+
+def trainable(model: HookedModel, patterns: Sequence[str] = ("*",)) -> frozenset[Key]:
+    """The parameters that some patterns name, as `model.layers.11.*` or `*lora_*`.
+
+    A parameter that has several names, as a tied one does, is meant by any of them.
+
+    Raises:
+        DriftlensError: A pattern names none, or the weights are quantised.
+    """
+    if rough := next((n for n, p in model.net.named_parameters() if _quantised(p)), None):
+        raise DriftlensError(
+            "weights of real numbers, to take gradients of",
+            found=f"{rough} of {model.name}, which is quantised",
+            remedy="Load the model without quantisation, or train and check an adapter alone.",
+        )
+    named = dict(model.net.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in named):
+            raise DriftlensError(
+                f"patterns that name parameters of {model.name}",
+                found=f"{pattern!r}, which names none of {len(named)}",
+                remedy=f"Give one such as {next(iter(named), '*')!r}, or '*' for all.",
+            )
+    meant = {id(p) for name, p in named.items() if any(fnmatch(name, q) for q in patterns)}
+    return frozenset(
+        (path, name)
+        for path, module in model.net.named_modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and id(parameter) in meant
+    )
+
+
+def products(
+    model: HookedModel,
+    batch: Batch,
+    trained: frozenset[Key],
+    size: int = 2,
+    by_token: bool = False,
+) -> Products:
+    """Inner products between the gradients of the rows of a batch, group by group.
+
+    With g_r the gradient of row r's scored log-likelihood, ⟨g_r, g_s⟩ is taken for every two rows
+    of a group and every parameter. For a linear map it is Σ_{t,u} ⟨a_t, a'_u⟩ ⟨δ_t, δ'_u⟩ over the
+    tokens of both rows, a being what entered and δ the gradient by what left; or both gradients
+    are formed for the one map in hand, where that costs less. One forward pass and one backward
+    pass by activations serve all.
+
+    Source: Goodfellow (2015), "Efficient Per-Example Gradient Computations"; Li et al. (2022),
+    "Large Language Models Can Be Strong Differentially Private Learners", §4 (ghost norms).
+
+    Args:
+        model: A causal model.
+        batch: Groups of `size` rows, one after the other.
+        trained: The parameters to look at, by `trainable`.
+        size: Rows in a group.
+        by_token: Whether to divide by token what the first two rows of a group have in common.
+
+    Raises:
+        DriftlensError: A parameter has no gradient of its own to be found.
+    """
+    batch = batch.to(model.device)
+    sums = _Sums(model, batch, trained, size, by_token)
+
+    def listeners(rows: slice | None) -> dict[str, Any]:
+        sums.flush()
+        spread = _Texts(batch) if rows is None else _Predictors(batch, rows)
+        head = rows is not None
+        return {
+            path: sums.listener(path, spread)
+            for path, owner in sums.owners.items()
+            if (owner.layer == "head") == head
+        }
+
+    tokens = model.pull(batch, listeners, _cuts(batch, size, rows_of(model.vocabulary)))
+    likelihood = torch.zeros(len(batch.ids), dtype=torch.float64, device=tokens.device)
+    likelihood.index_add_(0, batch.target[0], tokens.double())
+    return sums.done(likelihood)
+
+
+def _quantised(parameter: Tensor) -> bool:
+    return not parameter.is_floating_point() or hasattr(parameter, "quant_state")
+
+
+def _cuts(batch: Batch, size: int, most: int) -> list[slice]:
+    """The scored tokens of whole groups, as many groups together as logits have room for."""
+    counts = torch.bincount(batch.target[0], minlength=len(batch.ids)).reshape(-1, size).sum(1)
+    cuts, start, end = [], 0, 0
+    for count in counts.tolist():
+        if end > start and end + count - start > most:
+            cuts.append(slice(start, end))
+            start = end
+        end += count
+    return [*cuts, slice(start, end)] if end > start else cuts
+
+
+class _Texts:
+    """Places what modules of the body give: for every row, its tokens."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.rows, self.tokens = batch.ids.shape
+        self.first = 0
+        self.ids = batch.ids
+        self.at: Tensor | None = None
+
+    def widened(self, tensor: Tensor, axis: int | None) -> Tensor:
+        """With a row for each text, where all texts have it in common."""
+        if axis == 0:
+            return tensor.expand(self.rows, *tensor.shape)
+        alone = axis and len(tensor) == 1
+        return tensor.expand(self.rows, *tensor.shape[1:]) if alone else tensor
+
+    def placed(self, tensor: Tensor, axis: int | None) -> Tensor:
+        """[row, token, feature], tokens several times over where a module runs on parts of them."""
+        if axis is not None and axis > 1:
+            tensor = tensor.movedim(axis, 1)
+        if axis == 0 and len(tensor) == self.tokens:
+            tensor = tensor.expand(self.rows, *tensor.shape)
+        elif len(tensor) == 1 < self.rows:
+            tensor = tensor.expand(self.rows, *tensor.shape[1:])
+        return tensor.reshape(self.rows, -1, tensor.shape[-1])
+
+    def alone(self, gradient: Tensor, row: int, like: Tensor, axis: int | None) -> Tensor:
+        """The gradient by what a module gave, of one row's likelihood alone."""
+        if gradient.shape != like.shape:
+            return gradient[row].reshape(like.shape)
+        only = torch.zeros_like(gradient)
+        mine = (
+            slice(row * self.tokens, (row + 1) * self.tokens)
+            if axis is None
+            else slice(row, row + 1)
+        )
+        only[mine] = gradient[mine]
+        return only
+
+
+class _Predictors:
+    """Places what modules of the head give: for every row, the tokens that predict scored ones."""
+
+    def __init__(self, batch: Batch, some: slice) -> None:
+        text, token = (place[some] for place in batch.target)
+        self.text, self.first = text, int(text[0])
+        counts = torch.bincount(text - self.first)
+        self.rows, self.tokens = len(counts), int(counts.max())
+        order = torch.arange(len(text), device=text.device)
+        self.place = text - self.first, order - (counts.cumsum(0) - counts)[text - self.first]
+        self.even = bool((counts == self.tokens).all())
+        self.ids = batch.ids
+        self.at = torch.full((self.rows, self.tokens), batch.ids.shape[1], device=text.device)
+        self.at[self.place] = token - 1
+
+    def widened(self, tensor: Tensor, axis: int | None) -> Tensor:
+        return tensor
+
+    def placed(self, tensor: Tensor, axis: int | None) -> Tensor:
+        """[row, token, feature], rows of fewer tokens filled up with zeros."""
+        tensor = tensor.reshape(len(self.text), -1, tensor.shape[-1])
+        if self.even:
+            return tensor.reshape(self.rows, -1, tensor.shape[-1])
+        whole = tensor.new_zeros(self.rows, self.tokens, *tensor.shape[1:])
+        whole[self.place] = tensor
+        return whole.flatten(1, 2)
+
+    def alone(self, gradient: Tensor, row: int, like: Tensor, axis: int | None) -> Tensor:
+        """The gradient by what a module gave, of one row's likelihood alone."""
+        mine = (self.text == self.first + row).reshape(-1, *[1] * (gradient.dim() - 1))
+        return gradient.where(mine, 0.0)
+
+
+_Spread = _Texts | _Predictors
+
+
+@dataclass
+class _Call:
+    """One run of a module, and what came back of it."""
+
+    inputs: tuple
+    keywords: dict
+    spread: _Spread
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class _Read:
+    """What the head's use of a tied weight leaves for the embedding's."""
+
+    entered: Tensor
+    """[group, row, predictor, width]"""
+
+    gathered: Sequence[Sequence[Tensor]]
+    """[group, predictor, token] for every two rows, the first's gradient at the second's ids."""
+
+    first: int
+    """The first group."""
+
+    at: Tensor | None
+    """[row, predictor] places of the predictors."""
+
+
+class _Sums:
+    """Adds up inner products, parameter by parameter, while gradients come back."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        batch: Batch,
+        trained: frozenset[Key],
+        size: int,
+        by_token: bool,
+    ) -> None:
+        self.model, self.size, self.wanted = model, size, by_token
+        holders: dict[str, list[str]] = {}
+        for path, name in sorted(trained):
+            holders.setdefault(path, []).append(name)
+        surveyed = survey(model, holders)
+        self.heard: Mapping[str, Heard] = surveyed.heard
+        self.holders = {path: names for path, names in holders.items() if path in self.heard}
+        self.owners = surveyed.owners(self.holders)
+        if silent := sorted(holders.keys() - self.heard.keys()):
+            raise DriftlensError(
+                "parameters of modules that run by themselves",
+                found=f"{silent[0]} of {model.name}, whose weights are read by another module",
+                remedy="Leave it out of what is trained.",
+            )
+        self.names: dict[int, str] = {}
+        for name, parameter in model.net.named_parameters():
+            self.names.setdefault(id(parameter), name)
+        self.groups, self.tokens = len(batch.ids) // size, batch.ids.shape[1]
+        self.inner: dict[str, Tensor] = {}
+        self.by: dict[str, Owner] = {}
+        self.unplaced: set[str] = set()
+        self.map = (
+            torch.zeros(self.groups, self.tokens + 1, self.tokens + 1, device=model.device)
+            if by_token
+            else None
+        )
+        self.calls: dict[str, list[_Call]] = {}
+        self.reads: dict[str, list[_Read]] = {}
+        self.kernels: dict[tuple, list[list[Tensor]]] = {}
+        self.busy = False
+        uses: dict[int, set[str]] = {}
+        for path, names in self.holders.items():
+            for name in names:
+                uses.setdefault(id(self._parameter(path, name)), set()).add(path)
+        self.shared = {where: paths for where, paths in uses.items() if len(paths) > 1}
+        for paths in self.shared.values():
+            self._check_tied(sorted(paths))
+
+    def _parameter(self, path: str, name: str) -> Tensor:
+        parameter = self.model.net.get_submodule(path)._parameters[name]
+        assert parameter is not None
+        return parameter
+
+    def _check_tied(self, paths: Sequence[str]) -> None:
+        """A weight may have one lookup below and one linear map in the head, and no more."""
+        kinds = {
+            path: (self.owners[path].layer, _kind(self.model.net.get_submodule(path)))
+            for path in paths
+        }
+        if sorted(kinds.values()) != [("embed", "lookup"), ("head", "linear")]:
+            raise DriftlensError(
+                "weights that are used once, or tied between embedding and unembedding",
+                found=f"one weight of {self.model.name} used by {', '.join(paths)}",
+                remedy="Leave it out of what is trained.",
+            )
+
+    # What comes back
+
+    def listener(self, path: str, spread: _Spread) -> Callable:
+        """Hears a module, and the gradient by what it gave."""
+
+        axes = self.heard[path].axes
+
+        def listen(module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> Any:
+            if self.busy:
+                return None
+            call = _Call(inputs, keywords, spread)
+            self.calls.setdefault(path, []).append(call)
+            given = tensors(output)
+
+            def pulled(number: int) -> Callable[[Tensor], None]:
+                def take(gradient: Tensor) -> None:
+                    call.gradients[number] = gradient.detach()
+                    waiting = self.calls.get(path, [])
+                    if all(len(c.gradients) == len(given) for c in waiting):
+                        self._take(path)
+
+                return take
+
+            return hooked(output, given, lambda t, n: spread.widened(t, axes[n]), pulled)
+
+        return listen
+
+    def flush(self) -> None:
+        """Take what came back of modules of which not all will."""
+        for path in list(self.calls):
+            # Some of what a module gives may have no say in what is scored.
+            if any(call.gradients for call in self.calls[path]):
+                self._take(path)
+
+    def done(self, likelihood: Tensor) -> Products:
+        """All that was added up."""
+        self.flush()
+        self.kernels.clear()
+        for path, names in self.holders.items():
+            for name in names:
+                # No gradient came: nothing of it is used.
+                self._add(path, name, torch.zeros(self.groups, self.size, self.size))
+        by_token = None if self.map is None else self.map[:, :-1, :-1]
+        order = sorted(self.inner, key=lambda name: self.by[name].rank)
+        return Products(
+            likelihood,
+            {name: self.inner[name] for name in order},
+            self.by,
+            by_token,
+            frozenset(self.unplaced),
+        )
+
+    def _take(self, path: str) -> None:
+        """All gradients of a module are here: add up what its parameters have of them."""
+        calls = [call for call in self.calls.pop(path) if call.gradients]
+        module, names = self.model.net.get_submodule(path), self.holders[path]
+        kind = _kind(module)
+        with torch.no_grad():
+            if kind == "linear":
+                self._linear(path, module, names, calls)
+            elif kind == "lookup" and (found := self._looked_up(module, calls)) is not None:
+                self._lookup(path, found, calls[0].spread)
+            else:
+                self._other(path, module, names, calls)
+
+    def _gradient(self, path: str, call: _Call) -> Tensor:
+        gradient = _wide(call.gradients[0])
+        return call.spread.placed(gradient, self.heard[path].axes[0])
+
+    # Linear maps
+
+    def _linear(self, path: str, module: Any, names: Sequence[str], calls: Sequence[_Call]) -> None:
+        gradient = torch.cat([self._gradient(path, call) for call in calls], 1)
+        spread = calls[0].spread
+        if "weight" in names:
+            axis = self.heard[path].axes[0]
+            entered = [call.spread.placed(_wide(call.inputs[0]), axis) for call in calls]
+            pointer = calls[0].inputs[0].data_ptr() if len(calls) == 1 else None
+            self._weight(path, module, torch.cat(entered, 1), gradient, spread, pointer)
+        if "bias" in names:
+            self._by_vectors(path, "bias", gradient, spread, len(calls))
+
+    def _weight(
+        self,
+        path: str,
+        module: Any,
+        entered: Tensor,
+        gradient: Tensor,
+        spread: _Spread,
+        pointer: int | None,
+    ) -> None:
+        entered, gradient = self._grouped(entered), self._grouped(gradient)
+        tokens, width, out = gradient.shape[2], entered.shape[-1], gradient.shape[-1]
+        pairs = self.size * (self.size + 1) // 2
+        # Products of tokens by tokens, against one gradient of each row, written and read again.
+        by_tokens = pairs * tokens * tokens * (width + out)
+        whole = self.size * tokens * width * out + 4 * pairs * width * out
+        inner = entered.new_zeros(len(entered), self.size, self.size, dtype=torch.float64)
+        if self.wanted or by_tokens <= whole:
+            kernels = self._kernels(entered, pointer)
+            for i, j in self._pairs():
+                both = kernels[i][j - i] * (gradient[:, i] @ gradient[:, j].mT)
+                inner[:, i, j] = inner[:, j, i] = both.sum((-1, -2), dtype=torch.float64)
+                if (i, j) == (0, 1):
+                    self._spread_out(both, spread)
+        else:
+            for number, (mine, back) in enumerate(zip(entered, gradient, strict=True)):
+                rows = [b.mT @ a for a, b in zip(mine, back, strict=True)]
+                for i, j in self._pairs():
+                    found = torch.linalg.vecdot(rows[i], rows[j]).sum(dtype=torch.float64)
+                    inner[number, i, j] = inner[number, j, i] = found
+        first = spread.first // self.size
+        self._add(path, "weight", inner, first)
+        if id(module.weight) in self.shared:
+            self._keep(path, entered, gradient, spread)
+
+    def _kernels(self, entered: Tensor, pointer: int | None) -> list[list[Tensor]]:
+        """[group, token, token] for every two rows, products of what entered.
+
+        Maps that read the same tensor, as those of queries, keys and values do, share them.
+        """
+        key = (pointer, entered.shape)
+        if pointer is None or key not in self.kernels:
+            found = [
+                [entered[:, i] @ entered[:, j].mT for j in range(i, self.size)]
+                for i in range(self.size)
+            ]
+            # Only what was read last can be read again.
+            self.kernels = {key: found}
+        return self.kernels[key]
+
+    def _keep(self, path: str, entered: Tensor, gradient: Tensor, spread: _Spread) -> None:
+        """What the embedding will need of the head's gradient by the weight that both use."""
+        first = spread.first // self.size
+        ids = self._grouped(spread.ids[spread.first : spread.first + spread.rows, :, None])[..., 0]
+        tokens = gradient.shape[2]
+        gathered = [
+            [
+                gradient[:, i].gather(2, ids[:, j, None].expand(-1, tokens, -1))
+                for j in range(self.size)
+            ]
+            for i in range(self.size)
+        ]
+        name = self._name(path, "weight")
+        self.reads.setdefault(name, []).append(_Read(entered, gathered, first, spread.at))
+
+    # Lookups
+
+    def _looked_up(
+        self, module: Any, calls: Sequence[_Call]
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """[row, token] ids, [row, token, width] gradients by what is read there; None if unclear.
+
+        Which rows of the weight are read is asked of the module itself, which may shift or make
+        up its ids.
+        """
+        if len(calls) > 1:
+            return None
+        call = calls[0]
+        shape, device = module.weight.shape, module.weight.device
+        self.busy = True
+        try:
+            ones = torch.ones((), device=device).expand(shape)
+            numbers = torch.arange(float(shape[0]), device=device)[:, None].expand(shape)
+            scale, found = (
+                outcome(module, {"weight": weight}, call.inputs, call.keywords)[0]
+                for weight in (ones, numbers)
+            )
+        finally:
+            self.busy = False
+        ids = (found / scale)[..., :1]
+        if not bool(((ids - ids.round()).abs() < 0.1).all()):
+            return None
+        axis = self.heard[self._path(module)].axes[0]
+        spread = call.spread
+        # Padding learns nothing.
+        kept = ids.round() != (-1 if module.padding_idx is None else module.padding_idx)
+        gradient = self._gradient(self._path(module), call)
+        factors = spread.placed((scale * kept).to(gradient.dtype), axis)
+        return spread.placed(ids, axis)[..., 0].round().long(), gradient * factors, factors
+
+    def _path(self, module: nn.Module) -> str:
+        return next(p for p in self.holders if self.model.net.get_submodule(p) is module)
+
+    def _lookup(self, path: str, found: tuple[Tensor, Tensor, Tensor], spread: _Spread) -> None:
+        ids, gradient = self._grouped(found[0][..., None])[..., 0], self._grouped(found[1])
+        inner = gradient.new_zeros(len(gradient), self.size, self.size, dtype=torch.float64)
+        for i, j in self._pairs():
+            alike = ids[:, i, :, None] == ids[:, j, None, :]
+            both = (gradient[:, i] @ gradient[:, j].mT).where(alike, 0.0)
+            inner[:, i, j] = inner[:, j, i] = both.sum((-1, -2), dtype=torch.float64)
+            if (i, j) == (0, 1):
+                self._spread_out(both, spread)
+        for read in self.reads.pop(self._name(path, "weight"), []):
+            self._cross(inner, gradient, read)
+        self._add(path, "weight", inner)
+
+    def _cross(self, inner: Tensor, gradient: Tensor, read: _Read) -> None:
+        """What the embedding's gradient has in common with the head's, by the weight of both."""
+        groups = slice(read.first, read.first + len(read.entered))
+        for i in range(self.size):
+            for j in range(self.size):
+                # Row i looked up, row j read out.
+                both = read.entered[:, j] @ gradient[groups, i].mT * read.gathered[j][i]
+                found = both.sum((-1, -2), dtype=torch.float64)
+                inner[groups, i, j] += found
+                inner[groups, j, i] += found
+                if self.map is not None and {i, j} == {0, 1}:
+                    at = self._grouped(read.at[..., None])[:, j, :, 0]  # type: ignore[index]
+                    self._scatter(read.first, both, at, turned=j == 1)
+
+    # All other parameters
+
+    def _other(self, path: str, module: nn.Module, names: Sequence[str], calls: Any) -> None:
+        left = list(names)
+        for name in names:
+            units = [self._unit(path, module, name, call) for call in calls]
+            if all(unit is not None for unit in units):
+                both = zip(calls, units, strict=True)
+                gradients = torch.cat([self._gradient(path, c) * u for c, u in both], 1)
+                self._by_vectors(path, name, gradients, calls[0].spread, len(calls))
+                left.remove(name)
+        if left:
+            self._by_rows(path, module, left, calls)
+
+    def _unit(self, path: str, module: nn.Module, name: str, call: _Call) -> Tensor | None:
+        """[row, token, feature] by how much each output moves with its own entry of a parameter.
+
+        None where the parameter does not scale or shift what leaves, feature by feature.
+        """
+        own = getattr(module, name)
+        if own.dim() != 1 or len(call.gradients) > 1 or self.heard[path].form == "curved":
+            return None
+        self.busy = True
+        try:
+            waves = torch.arange(1.0, len(own) + 1, device=own.device, dtype=own.dtype).sin()
+            none, one, some = (
+                _wide(outcome(module, {name: w}, call.inputs, call.keywords)[0])
+                for w in (torch.zeros_like(own), torch.ones_like(own), waves)
+            )
+        finally:
+            self.busy = False
+        if none.shape[-1] != len(own):
+            return None
+        unit = one - none
+        off = (some - none - unit * _wide(waves)).norm()
+        if not bool(off <= 64 * torch.finfo(own.dtype).eps * (some.norm() + none.norm())):
+            return None
+        return call.spread.placed(unit, self.heard[path].axes[0])
+
+    def _by_vectors(
+        self, path: str, name: str, gradient: Tensor, spread: _Spread, calls: int
+    ) -> None:
+        """A parameter whose gradient is a sum over tokens of small vectors."""
+        gradient = self._grouped(gradient)
+        whole = gradient.sum(2, dtype=torch.float64)
+        self._add(path, name, whole @ whole.mT, spread.first // self.size)
+        if self.map is not None and self.size > 1:
+            times = calls * spread.tokens
+            mine = gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
+            if mine.shape[2] != times:
+                # Several parts of a token, such as its heads, share the parameter.
+                mine = mine.reshape(*mine.shape[:2], times, -1, mine.shape[-1]).sum(3)
+            self._spread_out(mine[:, 0] @ mine[:, 1].mT, spread)
+
+    def _by_rows(
+        self, path: str, module: nn.Module, names: Sequence[str], calls: Sequence[_Call]
+    ) -> None:
+        """Whatever a module does: its parameters' gradients are formed for one group at a time."""
+        self.unplaced.update(self._name(path, name) for name in names)
+        spread, axes = calls[0].spread, self.heard[path].axes
+        own = [self._parameter(path, name) for name in names]
+        groups = spread.rows // self.size
+        found = torch.zeros(len(own), groups, self.size, self.size, dtype=torch.float64)
+        self.busy = True
+        learns = [parameter.requires_grad for parameter in own]
+        try:
+            for parameter in own:
+                parameter.requires_grad_(True)
+            with torch.enable_grad():
+                given = [
+                    tensors(module.forward(*_detached(call.inputs), **_detached(call.keywords)))
+                    for call in calls
+                ]
+            live = [(c, n) for c, call in enumerate(calls) for n in sorted(call.gradients)]
+            live = [(c, n) for c, n in live if given[c][n].requires_grad]
+            for group in range(groups):
+                rows = [
+                    torch.autograd.grad(
+                        [given[c][n] for c, n in live],
+                        own,
+                        [
+                            spread.alone(
+                                calls[c].gradients[n],
+                                group * self.size + row,
+                                given[c][n],
+                                axes[n],
+                            )
+                            for c, n in live
+                        ],
+                        retain_graph=True,
+                        allow_unused=True,
+                        materialize_grads=True,
+                    )
+                    for row in range(self.size)
+                ]
+                for i, j in self._pairs():
+                    for number, (a, b) in enumerate(zip(rows[i], rows[j], strict=True)):
+                        dot = (_wide(a) * _wide(b)).sum(dtype=torch.float64)
+                        found[number, group, i, j] = found[number, group, j, i] = dot
+        finally:
+            self.busy = False
+            for parameter, learnt in zip(own, learns, strict=True):
+                parameter.requires_grad_(learnt)
+        for name, mine in zip(names, found, strict=True):
+            self._add(path, name, mine, spread.first // self.size)
+
+    # Sums
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        return ((i, j) for i in range(self.size) for j in range(i, self.size))
+
+    def _grouped(self, tensor: Tensor) -> Tensor:
+        """[group, row, …] of [row of the batch, …]."""
+        return tensor.reshape(-1, self.size, *tensor.shape[1:])
+
+    def _name(self, path: str, name: str) -> str:
+        return self.names[id(self._parameter(path, name))]
+
+    def _add(self, path: str, name: str, inner: Tensor, first: int = 0) -> None:
+        called = self._name(path, name)
+        if called not in self.inner:
+            whole = torch.zeros(self.groups, self.size, self.size, dtype=torch.float64)
+            self.inner[called] = whole
+        self.inner[called][first : first + len(inner)] += inner.cpu()
+        owner = self.owners[path]
+        if called not in self.by or owner.rank < self.by[called].rank:
+            self.by[called] = owner
+
+    def _spread_out(self, both: Tensor, spread: _Spread) -> None:
+        """Put [group, token, token] products where these tokens stand in the text."""
+        if self.map is None:
+            return
+        tokens = spread.tokens
+        if both.shape[1] != tokens:
+            # Tokens are met several times: in several calls, or in several parts of a token.
+            parts = both.shape[1] // tokens
+            both = both.reshape(len(both), tokens, parts, tokens, parts).sum((2, 4))
+        if spread.at is None:
+            self.map[:, :-1, :-1] += both
+            return
+        at = self._grouped(spread.at[..., None])[..., 0]
+        place = (
+            torch.arange(len(both), device=both.device)[:, None, None] + spread.first // self.size,
+            at[:, 0, :, None],
+            at[:, 1, None, :],
+        )
+        self.map.index_put_(place, both.to(self.map.dtype), accumulate=True)
+
+    def _scatter(self, first: int, both: Tensor, at: Tensor, turned: bool) -> None:
+        """[group, predictor, token] products, of one row's predictors and the other's tokens."""
+        assert self.map is not None
+        index = at[:, :, None].expand_as(both)
+        wide = both.new_zeros(len(both), self.tokens + 1, both.shape[2]).scatter_add_(
+            1, index, both
+        )
+        mine = self.map[first : first + len(both)]
+        if turned:
+            mine[:, :-1, :] += wide.mT
+        else:
+            mine[:, :, :-1] += wide
+
+
+def _kind(module: nn.Module) -> str:
+    """How a module uses its weight: `linear`, `lookup`, or otherwise."""
+    from transformers.pytorch_utils import Conv1D
+
+    forward = type(module).forward
+    if forward is nn.Linear.forward or forward is Conv1D.forward:
+        return "linear"
+    return "lookup" if isinstance(module, nn.Embedding) else "other"
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _detached(given: Any) -> Any:
+    """The same arguments, cut off from the graph that they came from."""
+    if isinstance(given, Tensor):
+        return given.detach()
+    if isinstance(given, dict):
+        return {name: _detached(value) for name, value in given.items()}
+    return type(given)(map(_detached, given)) if type(given) in (tuple, list) else given
