@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import memory
 import pairs
 import torch
-from overhead import Row, as_line, as_row, ratios_of, timed
+from overhead import Row, as_row, ratios_of, tell, timed
 from torch import Tensor, nn
 
 from driftlens import ModelPair
@@ -42,14 +42,7 @@ def main() -> None:
     if asked.peak_of:
         print(json.dumps(_measured(asked)))
         return
-    rows = []
-    for row in chain(passes(asked), memories(asked)):
-        rows.append(row)
-        print(as_line(row), flush=True)
-    sizes = {name: value for name, value in vars(asked).items() if name not in ("out", "peak_of")}
-    found = {"torch": torch.__version__, "sizes": sizes, "measured": rows}
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    tell(chain(passes(asked), memories(asked)), asked)
 
 
 # --- time ---------------------------------------------------------------------------------
@@ -181,20 +174,12 @@ def _frame(pair: ModelPair, asked: argparse.Namespace) -> Frame:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default, what in (
-        ("width", 768, "Width of the models."),
-        ("depth", 12, "Number of blocks."),
-        ("vocab", 32_000, "Number of tokens that they know."),
-        ("tokens", 256, "Tokens in a text."),
-        ("rows", 2, "Texts in a batch."),
-        ("nodes", 8, "Nodes of the path."),
-        ("rounds", 3, "Rounds, of which the median is reported."),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=what)
-    parser.add_argument("--device", default="cpu")
+    more = {
+        "nodes": (8, "Nodes of the path."),
+        "rounds": (3, "Rounds, of which the median is reported."),
+    }
+    parser = pairs.parser(__doc__, more)
     parser.add_argument("--peak-of", choices=WAYS, help="Measure this memory only.")
-    parser.add_argument("--out", type=Path, help="Where to write it all as JSON.")
     return parser.parse_args()
 
 

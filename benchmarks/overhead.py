@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain
 from operator import or_
@@ -46,20 +46,14 @@ def main() -> None:
     )
     pair = pairs.pair(*nets)
     pack = pairs.pack(asked.documents, asked.tokens, asked.vocab)
-    rows = []
-    for row in chain(
+    rows = chain(
         passes(nets, pair, pack, asked),
         sweep(nets, pair, pack, asked),
         memory_of_documents(asked.counts),
         memory_of_vocabularies(asked.vocabularies),
         linear(asked.counts[0], asked.rounds),
-    ):
-        rows.append(row)
-        print(as_line(row), flush=True)
-    sizes = {name: value for name, value in vars(asked).items() if name != "out"}
-    found = {"torch": torch.__version__, "sizes": sizes, "measured": rows}
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    )
+    tell(rows, asked)
 
 
 # --- time of a pass -----------------------------------------------------------------------
@@ -251,6 +245,18 @@ def as_row(name: str, values: Sequence[float], bar: float | None = None) -> Row:
     return {"name": name, "median": median(values), "bar": bar, "values": list(values)}
 
 
+def tell(rows: Iterable[Row], asked: argparse.Namespace) -> None:
+    """Print each row as it comes, and write them all where that is asked for."""
+    measured = []
+    for row in rows:
+        measured.append(row)
+        print(as_line(row), flush=True)
+    sizes = {name: size for name, size in vars(asked).items() if name not in ("out", "peak_of")}
+    found = {"torch": torch.__version__, "sizes": sizes, "measured": measured}
+    if asked.out:
+        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def as_line(row: Row) -> str:
     values = row["values"]
     spread = f"({min(values):.4g} to {max(values):.4g}, {len(values)} rounds)"
@@ -261,23 +267,15 @@ def as_line(row: Row) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default, what in (
-        ("width", 768, "Width of the models."),
-        ("depth", 12, "Number of blocks."),
-        ("vocab", 32_000, "Number of tokens that they know."),
-        ("tokens", 256, "Tokens in a text."),
-        ("rows", 2, "Texts in a batch."),
-        ("documents", 800, "Texts in the pack; samples are as small as so many allow."),
-        ("batches", 9, "Batches in a round."),
-        ("rounds", 5, "Rounds, of which the median is reported."),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=what)
+    more = {
+        "documents": (800, "Texts in the pack; samples are as small as so many allow."),
+        "batches": (9, "Batches in a round."),
+        "rounds": (5, "Rounds, of which the median is reported."),
+    }
+    parser = pairs.parser(__doc__, more)
     parser.add_argument("--counts", type=int, nargs=2, default=[1000, 10_000])
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_000, 128_000, 256_000])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="Where to write it all as JSON.")
     return parser.parse_args()
 
 

@@ -1,7 +1,11 @@
-"""Random pairs of models and random texts: what the benchmarks show to the library.
+"""Random pairs of models and random texts, as large as is asked: what the library is shown.
 
 Nothing is downloaded and nothing is learnt: what a pass costs does not depend on what it says.
 """
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +15,30 @@ from driftlens import Example, ModelPair, Pack
 
 NOISE = 1e-3
 """Standard deviation of what tells the aligned weights from the base's."""
+
+SIZES = {
+    "width": (768, "Width of the models."),
+    "depth": (12, "Number of blocks."),
+    "vocab": (32_000, "Number of tokens that they know."),
+    "tokens": (256, "Tokens in a text."),
+    "rows": (2, "Texts in a batch."),
+}
+"""By option, the size of a pair and of a batch that is taken where none is asked for."""
+
+
+def parser(about: str, more: Mapping[str, tuple[int, str]]) -> argparse.ArgumentParser:
+    """The options of a benchmark: the sizes, what else is counted, where to run and to write.
+
+    Args:
+        about: What the benchmark says of itself; its first line is shown.
+        more: Counts besides the sizes: by option, what is taken otherwise and what it is.
+    """
+    found = argparse.ArgumentParser(description=about.splitlines()[0])
+    for name, (default, what) in {**SIZES, **more}.items():
+        found.add_argument(f"--{name}", type=int, default=default, help=what)
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--out", type=Path, help="Where to write it all as JSON.")
+    return found
 
 
 def nets(

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .diagnostics import (
+        CapabilityConflict,
         Drift,
+        Entanglement,
+        EntanglementByLayer,
+        EntanglementByPosition,
         Factorial,
+        FisherDistance,
         Forgetting,
         Grafts,
         Interactions,
         LayerForgetting,
         Lens,
         PositionMap,
+        PreferenceFacts,
+        PreferenceLosses,
         Restoration,
         Retention,
         Screen,
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     from .metric import Metric, measure
     from .models import Frame, ModelPair, Site
     from .packs import Example, Pack
+    from .preferences import Preferences
+    from .preflight import check
     from .report import Report
     from .results import Result
 
@@ -38,14 +47,21 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "diagnostics": (
+        "CapabilityConflict",
         "Drift",
+        "Entanglement",
+        "EntanglementByLayer",
+        "EntanglementByPosition",
         "Factorial",
+        "FisherDistance",
         "Forgetting",
         "Grafts",
         "Interactions",
         "LayerForgetting",
         "Lens",
         "PositionMap",
+        "PreferenceFacts",
+        "PreferenceLosses",
         "Restoration",
         "Retention",
         "Screen",
@@ -61,15 +77,22 @@ _HOMES = {
     "metric": ("Metric", "measure"),
     "models": ("Frame", "ModelPair", "Site"),
     "packs": ("Example", "Pack"),
+    "preferences": ("Preferences",),
+    "preflight": ("check",),
     "report": ("Report",),
     "results": ("Result",),
 }
 
 __all__ = [
+    "CapabilityConflict",
     "Drift",
     "DriftlensError",
+    "Entanglement",
+    "EntanglementByLayer",
+    "EntanglementByPosition",
     "Example",
     "Factorial",
+    "FisherDistance",
     "Forgetting",
     "Frame",
     "Grafts",
@@ -80,6 +103,9 @@ __all__ = [
     "ModelPair",
     "Pack",
     "PositionMap",
+    "PreferenceFacts",
+    "PreferenceLosses",
+    "Preferences",
     "Report",
     "Restoration",
     "Result",
@@ -93,6 +119,7 @@ __all__ = [
     "TokenLayers",
     "WeightChange",
     "WeightPath",
+    "check",
     "measure",
 ]
 

@@ -8,6 +8,8 @@ import numpy as np
 from .diagnostics import (
     Drift,
     Factorial,
+    FisherDistance,
+    FisherDistanceResult,
     Forgetting,
     Grafts,
     GraftsResult,
@@ -68,7 +70,9 @@ METHODS: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         Shapley(o.by, seed=o.seed, level=o.level),
         Interactions(o.by, seed=o.seed, level=o.level),
     ),
-    "screen": lambda o: (Screen(seed=o.seed, level=o.level),),
+    "screen": lambda o: (
+        Screen(seed=o.seed, level=o.level, by="head" if o.by == "head" else "component"),
+    ),
 }
 """The ways to divide a loss, the one that is taken where none is named first."""
 
@@ -143,10 +147,10 @@ def attribute(
     divided = [r for r in results if r.kind in SHARES and _certain(r)]
     if divided:
         by = restore or ("component" if options.by == "component" else "layer")
-        drifts = take([Drift(seed=options.seed), Lens(seed=options.seed)]) if by == "layer" else []
+        rivals = take(_rivals(pair, options)) if by == "layer" else []
         # What is doubted is not what is judged.
         divided.sort(key=lambda r: (bool(doubts) and _is_path(r), [*SHARES].index(r.kind)))
-        orders = _orders(pair, divided[0], drifts, by)
+        orders = _orders(pair, divided[0], rivals, by)
         results += take([Restoration(orders, by, RANDOM, options.seed, options.level)])
     return results
 
@@ -205,7 +209,7 @@ def _doubts(results: Sequence[Result]) -> list[str]:
     outside = np.maximum(ends[0] - ours["share"], ours["share"] - ends[1])
     far = np.flatnonzero(outside > DOUBT * abs(path.estimates()["total"].value))
     if len(far):
-        named = [str(Piece(ours["layer"][i], ours["component"][i], ())) for i in far]
+        named = [str(Piece(ours["layer"][i], ours["component"][i])) for i in far]
         said.append(
             f"The shares of {', '.join(named)} lie outside what their grafts give back and cost "
             "alone: read the Shapley shares instead."
@@ -218,16 +222,26 @@ def _certain(result: Result) -> bool:
     return bool(np.isfinite(result.columns()["of_total"]).any())
 
 
+def _rivals(pair: ModelPair, options: Options) -> list[Metric]:
+    """What else could say which layer to blame."""
+    drifts: list[Metric] = [Drift(seed=options.seed), Lens(seed=options.seed)]
+    # A slope of a filled-in mask is not taken.
+    return [*drifts, FisherDistance(seed=options.seed)] if pair.base.causal else drifts
+
+
 def _orders(
-    pair: ModelPair, divided: Result, drifts: Sequence[Result], by: By
+    pair: ModelPair, divided: Result, rivals: Sequence[Result], by: By
 ) -> dict[str, Sequence[Piece]]:
     """The order of restoring by the division that is to be judged, then the rivals'."""
     pieces = pair.hybrid.pieces(by)
     shares = _summed(divided.columns(), SHARES[divided.kind], pieces)
     scores = {divided.kind.replace("_", " "): shares}
     scores["‖ΔW‖"] = _moved(pair, pieces)
-    for result in drifts:
-        scores |= _grown(result.columns())
+    for result in rivals:
+        if isinstance(result, FisherDistanceResult):
+            scores["Fisher distance"] = _summed(result.columns(), "distance", pieces)
+        else:
+            scores |= _grown(result.columns())
     return {
         name: [pieces[place] for place in np.argsort(-score, kind="stable")]
         for name, score in scores.items()

@@ -80,7 +80,15 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the report that stands there.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
+OF_LOSS = "Of the loss, where it has one so called."
+Parameter = Annotated[float | None, typer.Option(help=OF_LOSS)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+
+OF_LOSSES = (
+    *("beta", "alpha", "tau", "gamma", "delta", "lambda_", "label_smoothing"),
+    *("desirable_weight", "undesirable_weight", "z", "temperature"),
+)
+"""Parameters of the losses, by their own names."""
 
 LOADING = (
     "device",
@@ -177,7 +185,7 @@ def report(
     out = out or Path("reports") / f"{_slug(base)}-{_slug(aligned)}"
     _try(out, overwrite or resume)
     partial = Partial(out, resume=resume)
-    bounds = [Bound.of(text) for text in fail_on or []]
+    bounds = [Bound.of(text, _reported()) for text in fail_on or []]
     packs = _packs(text, pack, limit)
     _check_given(bounds, packs)
     pair = _load(context)
@@ -207,9 +215,7 @@ def report(
         written = page.write(out, overwrite=overwrite or resume, formats=formats)
     partial.remove()
     _tell(page, written, quiet, as_json)
-    crossed = [bound.said for bound in bounds if bound.crossed(results)]
-    if crossed:
-        _fail(f"threshold crossed: {'; '.join(crossed)}", 1)
+    _leave(bounds, results)
 
 
 @app.command()
@@ -291,6 +297,124 @@ def attribute(
     page = Report(title, results, checks, about)
     written = page.write(out, overwrite=overwrite, formats=formats)
     _tell(page, written, quiet, as_json)
+
+
+@app.command()
+@_told()
+def check(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id, folder or demo:sft: what is trained.")
+    ],
+    preferences: Annotated[
+        str,
+        typer.Option(help="JSONL or Parquet of prompt, chosen, rejected; - for standard input."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the page.", show_default=False)
+    ] = None,
+    loss: Annotated[str, typer.Option(help="dpo, simpo, ipo, … : see the table on the page.")] = (
+        "dpo"
+    ),
+    beta: Parameter = None,
+    alpha: Parameter = None,
+    tau: Parameter = None,
+    gamma: Parameter = None,
+    delta: Parameter = None,
+    lambda_: Annotated[float | None, typer.Option("--lambda", help=OF_LOSS)] = None,
+    label_smoothing: Parameter = None,
+    desirable_weight: Parameter = None,
+    undesirable_weight: Parameter = None,
+    z: Parameter = None,
+    temperature: Parameter = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The reference model; the model itself if none is named.")
+    ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(help="Train a LoRA adapter, as r=16,targets=q_proj+v_proj or all-linear."),
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(help="Train only weights whose name fits, as 'model.layers.11.*'."),
+    ] = None,
+    protect: Annotated[
+        str | None, typer.Option(help="A pack or a file of text that is to be kept, or none.")
+    ] = "everyday",
+    append_eos: Annotated[
+        bool, typer.Option("--append-eos", help="Close answers with the end-of-text token.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Look only at the first N pairs.")
+    ] = None,
+    batch_size: BatchSize = "auto",
+    max_length: Length = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    format: Format = FORMATS,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave with 1 if this holds, as 'entanglement.case_both_down>0.2'."),
+    ] = None,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    aligned_revision: Annotated[
+        str | None, typer.Option("--reference-revision", help="The same of the reference.")
+    ] = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a preference set through a model's gradients, before anyone trains.
+
+    driftlens check demo:sft --preferences pairs.jsonl --loss dpo --beta 0.1
+
+    driftlens check org/sft --preferences pairs.jsonl --lora r=16,targets=all-linear
+    """
+    from .formulas.preferences import loss_of
+    from .preferences import Preferences
+
+    started = datetime.now(UTC)
+    rows = None if batch_size == "auto" else _count(batch_size, "--batch-size")
+    formats = _formats(format)
+    out = out or Path("reports") / f"{_slug(model)}-check"
+    _try(out, overwrite)
+    named = {name: context.params[name] for name in OF_LOSSES if context.params[name] is not None}
+    asked_loss = loss_of(loss, **named)
+    adapter = None if lora is None else _lora(lora)
+    bounds = [Bound.of(text, _of_preflight()) for text in fail_on or []]
+    prefs = Preferences.read(preferences).limit(limit)
+    texts = None if protect in (None, "none") else _protected(cast(str, protect))
+    pair = _load_checked(context, adapter)
+    from . import preflight
+    from .report import Report
+
+    patterns = tuple(train or (["*lora_*"] if adapter else ["*"]))
+    options = preflight.Options(asked_loss, patterns, append_eos, seed, 0.95, rows, max_length)
+    with _progress(quiet) as progress:
+        found = preflight.check(pair, prefs, options, protect=texts, progress=progress)
+    asked = {
+        "loss": loss,
+        **{name: getattr(asked_loss, name) for name in vars(asked_loss)},
+        "train": list(patterns),
+        "lora": lora,
+        "protect": protect,
+        "append_eos": append_eos,
+        "batch_size": rows or "auto",
+        "max_length": max_length,
+    }
+    about = _run(
+        reference or model, model, pair, [found.pack, *filter(None, [texts])], seed, asked, started
+    )
+    about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    title = f"{_called(pair.aligned.name)} before training on {found.pack.name}"
+    page = Report(title, found.results, found.checks, about)
+    written = page.write(out, overwrite=overwrite, formats=formats, safe=found.safe(prefs))
+    _tell(page, written, quiet, as_json)
+    _leave(bounds, found.results)
 
 
 @app.command()
@@ -469,6 +593,58 @@ def _check_kinds(packs: Sequence["Pack"], kind: str, what: str) -> None:
         )
 
 
+def _leave(bounds: "Sequence[Bound]", results: Sequence["Result"]) -> None:
+    """Leave with 1 if a threshold was crossed."""
+    crossed = [bound.said for bound in bounds if bound.crossed(results)]
+    if crossed:
+        _fail(f"threshold crossed: {'; '.join(crossed)}", 1)
+
+
+def _lora(text: str) -> dict[str, Any]:
+    """What `r=16,targets=q_proj+v_proj` asks for."""
+    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    rank, targets = parts.pop("r", "16"), parts.pop("targets", "all-linear")
+    if parts or not rank.isdigit() or int(rank) < 1 or not targets:
+        raise DriftlensError(
+            "--lora as r=16,targets=q_proj+v_proj, or r=16,targets=all-linear",
+            found=repr(text),
+            remedy="Join the names of modules by +.",
+        )
+    named = targets if targets == "all-linear" else targets.split("+")
+    return {"r": int(rank), "targets": named}
+
+
+def _protected(name: str) -> "Pack":
+    """A pack or a file whose likelihood is to be kept."""
+    from .packs import Pack, names
+
+    known = name in names() or Path(name).is_dir()
+    pack = Pack.load(name) if known else Pack.read(name)
+    _check_kinds([pack], "text", "whose likelihood is to be kept")
+    return pack
+
+
+def _load_checked(context: typer.Context, adapter: dict[str, Any] | None) -> "ModelPair":
+    """The reference beside the model that would be trained."""
+    from .models import ModelPair
+    from .models.load import with_lora
+
+    asked = context.params
+    asked["base"] = asked["reference"] or asked["model"]
+    asked["aligned"] = asked["model"] if asked["reference"] else asked["base"]
+    if asked["reference"]:
+        asked["revision"], asked["aligned_revision"] = (
+            asked["aligned_revision"],
+            asked["revision"],
+        )
+    pair = _load(context)
+    if adapter is None:
+        return pair
+    # The adapter adds nothing yet, so that the net with it is its own reference.
+    trained = with_lora(pair.aligned, **adapter, seed=asked["seed"])
+    return ModelPair(trained if pair.base is pair.aligned else pair.base, trained)
+
+
 def _tell(page: "Report", written: Path, quiet: bool, as_json: bool) -> None:
     """What a command that wrote a page leaves with."""
     if as_json:
@@ -604,13 +780,13 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 
 def _try(out: Path, overwrite: bool) -> None:
     """Before anything is loaded: whether a report can be written there, by undoing an empty one."""
-    from .report.report import FIGURES, PAGE, RECORD, TABLES
+    from .report.report import FIGURES, PAGE, RECORD, SAFE, TABLES
     from .results.store import staged
 
     class Undone(Exception):
         pass
 
-    with suppress(Undone), staged(out, {PAGE, RECORD, TABLES, FIGURES}, overwrite=overwrite):
+    with suppress(Undone), staged(out, {PAGE, RECORD, TABLES, FIGURES, SAFE}, overwrite=overwrite):
         raise Undone
 
 
@@ -672,8 +848,8 @@ class Bound:
     limit: float
 
     @classmethod
-    def of(cls, text: str) -> "Bound":
-        """Read what the caller wrote; the value must be one that some report holds."""
+    def of(cls, text: str, known: Sequence[str]) -> "Bound":
+        """Read what the caller wrote; the value must be one of `known`."""
         match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
         try:
             limit = float(match[4]) if match else None
@@ -685,7 +861,7 @@ class Bound:
                 found=repr(text),
                 remedy="Write kind, value, comparison and number.",
             )
-        _check_value(match[1], match[2])
+        _check_value(f"{match[1]}.{match[2]}", known)
         return cls(text.strip(), match[1], match[2], match[3], limit)
 
     def crossed(self, results: Sequence["Result"]) -> bool:
@@ -730,14 +906,40 @@ def _check_given(bounds: Sequence[Bound], packs: Sequence["Pack"]) -> None:
             )
 
 
-def _check_value(kind: str, name: str) -> None:
-    known = list(dict.fromkeys(value for values in _values().values() for value in values))
-    if f"{kind}.{name}" not in known:
+def _check_value(value: str, known: Sequence[str]) -> None:
+    if value not in known:
         raise DriftlensError(
-            "a value that a report holds: " + ", ".join(known),
-            found=f"{kind}.{name}",
+            "a value that the page holds: " + ", ".join(known),
+            found=value,
             remedy="Give one of these to --fail-on.",
         )
+
+
+def _reported() -> list[str]:
+    """Every value that a report can hold, as `kind.name`."""
+    return list(dict.fromkeys(value for values in _values().values() for value in values))
+
+
+def _of_preflight() -> list[str]:
+    """Every value that a check holds, as `kind.name`."""
+    from typing import get_type_hints
+
+    from . import diagnostics
+
+    metrics = ("Entanglement", "PreferenceFacts", "EntanglementByLayer", "CapabilityConflict")
+    return [
+        value
+        for name in (*metrics, "PreferenceLosses", "EntanglementByPosition")
+        for value in _values_of(get_type_hints(getattr(diagnostics, name).compute)["return"])
+    ]
+
+
+def _values_of(result: "type[Result]") -> list[str]:
+    return [
+        f"{result.kind}.{name}"
+        for name, field in result.__dataclass_fields__.items()
+        if field.metadata.get("role") == "value"
+    ]
 
 
 def _values() -> dict[str, list[str]]:
@@ -751,10 +953,7 @@ def _values() -> dict[str, list[str]]:
         metrics = plan(suite.Options())
         results = [get_type_hints(metric.compute)["return"] for metric in metrics]
         found[pack] = [
-            f"{result.kind}.{name}"
-            for result in [*results, doctor.NoiseFloorResult]
-            for name, field in result.__dataclass_fields__.items()
-            if field.metadata.get("role") == "value"
+            value for result in [*results, doctor.NoiseFloorResult] for value in _values_of(result)
         ]
     return found
 

@@ -173,8 +173,16 @@ def examine(
     *,
     allow_identical: bool = False,
     length: int | None = None,
+    gates: Sequence["Gate"] | None = None,
 ) -> list[Check]:
     """Every gate, in order; where a weight is not finite that one alone, for no other can be asked.
+
+    Args:
+        pair: The two models.
+        packs: What they are to be shown.
+        allow_identical: Whether a pair of one model may pass.
+        length: The most tokens in a window.
+        gates: Which gates; None is all.
 
     Raises:
         DriftlensError: A model gives numbers that are not finite; says which layer and document.
@@ -184,7 +192,7 @@ def examine(
     weights = _weights(patient)
     if weights.status == "fail":
         return [weights]
-    return [weights, *(gate(patient) for gate in GATES)]
+    return [weights, *(gate(patient) for gate in gates or GATES)]
 
 
 def require(checks: Sequence[Check]) -> None:
@@ -425,7 +433,12 @@ def _within(name: str, patient: Patient, worst: float, what: str) -> Check:
     return Check(name, "pass" if worst <= tolerance else "warn", detail)
 
 
-GATES: Sequence[Callable[[Patient], Check]] = (
+Gate = Callable[[Patient], Check]
+
+ALONE: Sequence[Gate] = (_dtypes, _logits, _begin, _padding, _batching)
+"""The gates that one model passes by itself."""
+
+GATES: Sequence[Gate] = (
     _differ,
     _shapes,
     _dtypes,

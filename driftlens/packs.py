@@ -11,14 +11,14 @@ import json
 import sys
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import DriftlensError, LoadError
 
-KINDS = ("text", "stereotype")
+KINDS = ("text", "stereotype", "preference")
 """The kinds of pack that this version can ask about."""
 
 ROLES = ("stereotype", "anti_stereotype", "unrelated")
@@ -26,6 +26,9 @@ ROLES = ("stereotype", "anti_stereotype", "unrelated")
 
 SIDES = frozenset(ROLES[:2])
 """The roles that every group needs."""
+
+ANSWERS = ("chosen", "rejected")
+"""The roles of the two answers to one prompt that a group of a preference pack holds."""
 
 STANDARD = ("world", "everyday", "stereotypes")
 """The shipped packs that a report takes when none is named."""
@@ -44,7 +47,7 @@ class Example:
     """Examples of one group belong together (the three of a triple) and are resampled as one."""
 
     role: str = ""
-    """What this example is to its group: one of `ROLES`."""
+    """What this example is to its group: one of `ROLES`, or of `ANSWERS`."""
 
     topic: str = ""
     """A label by which results are broken down."""
@@ -76,7 +79,10 @@ class Pack:
         return [numbers.setdefault(key, len(numbers)) for key in keys]
 
     def limit(self, count: int | None) -> "Pack":
-        """The pack's first `count` examples, with the rest of the last one's group."""
+        """The pack's first `count` examples, with the rest of the last one's group.
+
+        Of preferences, with the other answer of every pair, wherever it stands.
+        """
         if count is None or count >= len(self.examples):
             return self
         if count < 1:
@@ -84,6 +90,10 @@ class Pack:
                 "a limit of at least 1 example", found=str(count), remedy="Give --limit 1 or more."
             )
         examples = self.examples
+        if self.kind == "preference":
+            begun = {example.group for example in examples[:count]}
+            whole = [example for example in examples if example.group in begun]
+            return Pack(self.name, self.kind, whole, self.card)
         last = examples[count - 1].group
         while last is not None and count < len(examples) and examples[count].group == last:
             count += 1
@@ -103,7 +113,7 @@ class Pack:
         _refuse_other_examples(name, card, body)
         records = _json_lines(name, _text(name, body))
         examples = [_example(where, record) for where, record in records]
-        return _checked(cls(folder.name, card["kind"], examples, card))
+        return checked(cls(folder.name, card["kind"], examples, card))
 
     @classmethod
     def read(cls, file: str | Path, name: str | None = None) -> "Pack":
@@ -119,16 +129,15 @@ class Pack:
             DriftlensError: It is empty, binary, not UTF-8, or a line or field of it is broken.
         """
         file, raw = str(file), _bytes(file)
-        name, form = name or _named(file), _form(file, raw)
+        name, form = name or named(file), _form(file, raw)
         if form == "plain":
-            return _checked(cls(name, "text", _paragraphs(_text(file, raw))))
-        table = form == "parquet"
-        rows = [*(_parquet(file, raw) if table else _json_lines(file, _text(file, raw)))]
+            return checked(cls(name, "text", _paragraphs(_text(file, raw))))
+        rows = _rows(file, raw, form)
         kind = _kind(rows)
         if kind == "text":
-            return _checked(cls(name, kind, [_example(*row) for row in rows]))
+            return checked(cls(name, kind, [_example(*row) for row in rows]))
         groups = (_stereotype(number, *row) for number, row in enumerate(rows))
-        return _checked(cls(name, kind, [example for group in groups for example in group]))
+        return checked(cls(name, kind, [example for group in groups for example in group]))
 
 
 def shipped() -> Path:
@@ -142,7 +151,41 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in shipped().glob("*/card.toml"))
 
 
-def _checked(pack: Pack) -> Pack:
+def refuse_preferences(packs: Iterable[Pack]) -> None:
+    """Raise if a pack holds preferences, which ask what training on them would do."""
+    if found := [pack.name for pack in packs if pack.kind == "preference"]:
+        raise DriftlensError(
+            "packs of text or of stereotypes, to compare two models on",
+            found=f"preferences in {', '.join(found)}",
+            remedy="What training on them would do is told by `driftlens check`.",
+        )
+
+
+def table(file: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL or Parquet file, gzipped or not, each after the place where it stands.
+
+    `-` is standard input. A field that is null in Parquet is left out of its row.
+
+    Raises:
+        LoadError: The file is missing or cannot be read.
+        DriftlensError: It is not UTF-8, or a line of it is no JSON object.
+    """
+    file, raw = str(file), _bytes(file)
+    return _rows(file, raw, _form(file, raw))
+
+
+def named(file: str) -> str:
+    """What is read from `file` goes by: the file's name without what tells its form."""
+    return "stdin" if file == "-" else Path(file.removesuffix(".gz")).stem
+
+
+def checked(pack: Pack) -> Pack:
+    """The pack itself.
+
+    Raises:
+        DriftlensError: Its kind is unknown, it holds no text, or its groups are not those of
+            its kind.
+    """
     if pack.kind not in KINDS:
         raise DriftlensError(
             f"a pack of kind {' or '.join(KINDS)}",
@@ -157,6 +200,8 @@ def _checked(pack: Pack) -> Pack:
         )
     if pack.kind == "stereotype":
         _check_groups(pack)
+    if pack.kind == "preference":
+        _check_pairs(pack)
     return pack
 
 
@@ -186,6 +231,35 @@ def _check_groups(pack: Pack) -> None:
             found=f"none in {len(pairs)} of {len(whole)} groups, as in group {pairs[0]!r}",
             remedy="Add one to each, or put triples and pairs into packs of their own.",
         )
+
+
+def _check_pairs(pack: Pack) -> None:
+    """Raise unless each group holds two answers to one prompt, one chosen and one rejected."""
+    groups: dict[object, list[Example]] = {}
+    for example in pack.examples:
+        groups.setdefault(example.group, []).append(example)
+    for group, held in groups.items():
+        roles = [example.role for example in held]
+        if group is None or sorted(roles) != sorted(ANSWERS):
+            raise DriftlensError(
+                f"one chosen and one rejected answer in each group of {pack.name}",
+                found=f"{', '.join(role or 'no role' for role in roles)} in group {group!r}",
+                remedy="Give each pair a `group` of its own, and each answer its `role`.",
+            )
+        spans = [example.scored or (0, len(example.text)) for example in held]
+        for example, (first, last) in zip(held, spans, strict=True):
+            if not example.text[first:last].strip():
+                raise DriftlensError(
+                    f"an answer of at least one word in each example of {pack.name}",
+                    found=f"none in the one {example.role} in group {group!r}",
+                    remedy="Leave such a pair out, or let `scored` hold its answer.",
+                )
+        if len({example.text[:first] for example, (first, _) in zip(held, spans, strict=True)}) > 1:
+            raise DriftlensError(
+                f"one prompt before both answers of each group of {pack.name}",
+                found=f"two in group {group!r}",
+                remedy="Let `scored` begin where the texts of the pair part, or before.",
+            )
 
 
 def _find(folder: Path) -> Path:
@@ -226,11 +300,6 @@ def _refuse_other_examples(name: str, card: Mapping[str, Any], body: bytes) -> N
         )
 
 
-def _named(file: str) -> str:
-    """What a pack read from `file` is called: the file's name without what tells its form."""
-    return "stdin" if file == "-" else Path(file.removesuffix(".gz")).stem
-
-
 def _form(file: str, raw: bytes) -> str:
     """Whether a file holds `plain` text, `jsonl` or `parquet`."""
     suffix = Path(file.removesuffix(".gz")).suffix
@@ -248,7 +317,7 @@ def _bytes(file: str | Path) -> bytes:
         raise LoadError(
             f"a file at {file}",
             found="a folder",
-            remedy="Give a file with --text, or the folder of a pack with --pack.",
+            remedy="Give a file, or the folder of a pack with --pack.",
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise LoadError(
@@ -287,6 +356,10 @@ def _paragraphs(text: str) -> list[Example]:
             examples.append(Example("\n".join(lines)))
             lines = []
     return examples
+
+
+def _rows(file: str, raw: bytes, form: str) -> list[tuple[str, dict[str, Any]]]:
+    return [*(_parquet(file, raw) if form == "parquet" else _json_lines(file, _text(file, raw)))]
 
 
 def _json_lines(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -342,6 +415,8 @@ def _kind(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     for where, record in rows:
         fields = next((fields for fields in LAYOUTS if set(fields) <= record.keys()), None)
         if fields is None or fields != (first or fields):
+            if set(ANSWERS) <= record.keys():
+                raise _preferences(where)
             wanted = [first] if first else LAYOUTS
             raise DriftlensError(
                 f"{' or '.join(', '.join(f'`{n}`' for n in names) for names in wanted)} on {where}"
@@ -353,26 +428,34 @@ def _kind(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     return LAYOUTS[first] if first else "text"
 
 
+def _preferences(where: str) -> DriftlensError:
+    return DriftlensError(
+        f"text to compare two models on, on {where}",
+        found="a chosen and a rejected answer",
+        remedy="Give preferences to `driftlens check`, with --preferences.",
+    )
+
+
 def _example(where: str, record: Mapping[str, Any]) -> Example:
-    text = _string(where, record, "text")
+    text = string(where, record, "text")
     group: Any = record.get("group")
     if group is not None and type(group) not in (int, str):
-        raise _wrong(where, "group", "a string or a whole number", group)
-    role, topic = (_string(where, record, name, "") for name in ("role", "topic"))
+        raise wrong(where, "group", "a string or a whole number", group)
+    role, topic = (string(where, record, name, "") for name in ("role", "topic"))
     if isinstance(group, str) and not role and not topic:
         # A name given to texts that play no part in a group is what they have in common.
         topic, group = group, None
     return Example(text, _scored(where, record.get("scored"), text), group, role, topic)
 
 
-def _string(where: str, record: Mapping[str, Any], name: str, default: str | None = None) -> str:
+def string(where: str, record: Mapping[str, Any], name: str, default: str | None = None) -> str:
     """A field that is a string; one that is absent or null is `default`, if there is one."""
     text = record.get(name)
     if text is None and default is not None:
         return default
     if not isinstance(text, str):
         if name in record:
-            raise _wrong(where, name, "a string", text)
+            raise wrong(where, name, "a string", text)
         raise DriftlensError(
             f"a field `{name}` on {where}",
             found=f"fields {', '.join(map(repr, record)) or 'none'}",
@@ -387,7 +470,8 @@ def _string(where: str, record: Mapping[str, Any], name: str, default: str | Non
     return text
 
 
-def _wrong(where: str, name: str, wanted: str, found: object) -> DriftlensError:
+def wrong(where: str, name: str, wanted: str, found: object) -> DriftlensError:
+    """What is to be said of a field that is not what it should be."""
     kind = {type(None): "null", dict: "an object", list: "a list", bool: "true or false"}
     return DriftlensError(
         f"`{name}` to be {wanted} on {where}",
@@ -414,14 +498,14 @@ def _stereotype(number: int, where: str, record: Mapping[str, Any]) -> list[Exam
     names = ROLES if "unrelated" in record else ("sent_more", "sent_less")
     # Of an inter-sentence item only the second sentence is scored, given the first.
     second = record.get("task") == "intersentence"
-    context = _string(where, record, "context", "") if second else ""
+    context = string(where, record, "context", "") if second else ""
     lead = f"{context} " if context else ""
-    topic = _string(where, record, "target", "") or _string(where, record, "bias_type", "")
+    topic = string(where, record, "target", "") or string(where, record, "bias_type", "")
     examples = []
     for role, name in zip(ROLES, names, strict=False):
-        text = _string(where, record, name)
+        text = string(where, record, name)
         if not text.strip():
-            raise _wrong(where, name, "a sentence", text)
+            raise wrong(where, name, "a sentence", text)
         scored = (len(lead), len(lead) + len(text)) if lead else None
         # The row itself is the group: published ids are not always there, nor always unique.
         examples.append(Example(lead + text, scored, number, role, topic))

@@ -91,7 +91,7 @@ def test_the_order_of_restoring_is_that_of_the_shares(found):
     restored = found["restoration"]
     assert restored.half_pieces == ("1",)
     assert restored.order[0] == "weight path"
-    assert {"‖ΔW‖", "relative L2", "CKA drop", "lens KL"} <= set(restored.order)
+    assert {"‖ΔW‖", "relative L2", "CKA drop", "lens KL", "Fisher distance"} <= set(restored.order)
 
 
 def test_components_are_restored_as_such_and_heads_by_layer(pair):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import nets
-from driftlens.diagnostics.factorial import Factorial
+from driftlens.diagnostics.factorial import Factorial, FactorialResult
 from driftlens.diagnostics.forgetting import Forgetting
 from driftlens.metric import measure
 from driftlens.models import ModelPair
@@ -120,3 +120,20 @@ def test_a_model_and_itself_have_no_effects():
         assert (np.ravel(getattr(effects, name)) == 0).all()
     assert "may be none" in effects.summary()
     assert effects.figure() is not None
+
+
+def test_what_an_upper_stack_spares_is_written_with_a_true_minus():
+    names = ("upstream", "late", "interaction")
+    ends = {f"{end}_{name}": [0.0] for end in ("low", "high") for name in names}
+    effects = FactorialResult.of(
+        total=0.2,
+        strongest=(-0.25, -0.3, -0.2),
+        boundary=["above 0"],
+        upstream=[0.55],
+        late=[-0.1],
+        interaction=[-0.25],
+        **ends,
+    )
+    said = effects.summary()
+    assert "cost −0.1 nats a token over base's lower blocks and −0.35 over aligned's" in said
+    assert "-" not in said

@@ -13,6 +13,7 @@ import nets
 from driftlens.diagnostics import (
     Drift,
     Factorial,
+    FisherDistance,
     Forgetting,
     Grafts,
     Interactions,
@@ -35,6 +36,11 @@ from driftlens.packs import Example, Pack
 from driftlens.report import Report
 from driftlens.results import load, same, save
 
+
+def screen_by_head():
+    return Screen(by="head")
+
+
 METRICS = {
     "text": [
         Drift,
@@ -51,7 +57,9 @@ METRICS = {
         Restoration,
         WeightPath,
         PositionMap,
+        FisherDistance,
         Screen,
+        screen_by_head,
         WeightChange,
     ],
     "stereotype": [SelectiveForgetting],

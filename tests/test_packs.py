@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from driftlens.errors import DriftlensError, LoadError
-from driftlens.packs import ROLES, STANDARD, Example, Pack, names
+from driftlens.packs import ROLES, STANDARD, Example, Pack, names, refuse_preferences, table
 
 TWO = ["A bell rings.\nTwice.", "naïve 🚣🏽"]
 ROWS = [json.dumps({"text": text}, ensure_ascii=False) for text in TWO]
@@ -201,6 +201,11 @@ BAD = {
         plain(json.dumps({"sent_more": "x", "sent_less": " "})),
         "`sent_less` to be a sentence on line 1",
     ),
+    "preferences": (
+        "a.jsonl",
+        plain('{"prompt": "x", "chosen": "y", "rejected": "z"}'),
+        "found a chosen and a rejected answer. Give preferences to `driftlens check`",
+    ),
     "no such column": ("a.parquet", as_parquet([{"body": "x"}]), "on row 1"),
 }
 
@@ -247,12 +252,63 @@ def test_a_folder_is_a_pack_whose_card_need_not_hash_it(tmp_path):
     assert Pack.load(folder(tmp_path / "mine", hashed)).sha256 == pack.sha256
 
 
+def answer(role, text="So: yes", scored=(3, 7), group=0):
+    return {"text": text, "scored": scored, "group": group, "role": role}
+
+
+PAIR = [answer("chosen"), answer("rejected", "So: no", (3, 6))]
+
+
+def preferences(place, *rows):
+    return Pack.load(folder(place, 'kind = "preference"', "\n".join(map(json.dumps, rows))))
+
+
+def test_a_pair_holds_two_answers_to_one_prompt(tmp_path):
+    other = [{**row, "group": "b", "scored": None} for row in PAIR]
+    pack = preferences(tmp_path / "mine", *PAIR, *other)
+    assert (pack.kind, pack.clusters) == ("preference", [0, 0, 1, 1])
+    assert [e.text[slice(*e.scored)] for e in pack.examples[:2]] == [" yes", " no"]
+
+
+def test_a_limit_keeps_both_answers_wherever_they_stand(tmp_path):
+    rows = [answer(role, group=group) for role in ("chosen", "rejected") for group in range(3)]
+    pack = preferences(tmp_path / "mine", *rows)
+    assert [len(pack.limit(n).examples) for n in (1, 2, 3, 4, 9, None)] == [2, 4, 6, 6, 6, 6]
+    assert [(e.role, e.group) for e in pack.limit(1).examples] == [("chosen", 0), ("rejected", 0)]
+
+
+def test_what_is_preferred_is_part_of_the_hash(tmp_path):
+    swapped = [{**PAIR[0], "role": "rejected"}, {**PAIR[1], "role": "chosen"}]
+    packs = [preferences(tmp_path / "mine", *rows) for rows in (PAIR, PAIR, swapped)]
+    assert packs[0].sha256 == packs[1].sha256 != packs[2].sha256
+
+
+def test_preferences_are_refused_where_two_models_are_compared(tmp_path):
+    refuse_preferences([Pack("mine", "text", [Example("x")])])
+    with pytest.raises(DriftlensError, match=r"found preferences in mine.*`driftlens check`"):
+        refuse_preferences([preferences(tmp_path / "mine", *PAIR)])
+
+
+def test_a_table_is_its_rows_after_their_places(tmp_path):
+    rows = [{"text": "x", "id": None}, {"text": "y", "id": 2}]
+    file = write(tmp_path, "a.jsonl", plain("\n\n".join(map(json.dumps, rows))))
+    assert table(file) == [(f"line 1 of {file}", rows[0]), (f"line 3 of {file}", rows[1])]
+    file = write(tmp_path, "a.parquet", as_parquet(rows))
+    assert table(file) == [(f"row 1 of {file}", {"text": "x"}), (f"row 2 of {file}", rows[1])]
+
+
 TRIPLE = [{"text": "x", "group": 0, "role": "stereotype"}]
 MIXED = [
     {"text": "x", "group": group, "role": role}
     for group, roles in (("a", ROLES), ("b", ROLES[:2]), ("c", ROLES[:1]))
     for role in roles
 ]
+
+
+def paired(*rows):
+    return {"card": 'kind = "preference"', "examples": "\n".join(map(json.dumps, rows))}
+
+
 BROKEN = {
     "no kind": ({"card": 'title = "x"'}, "a card that names its kind"),
     "a kind that is none": ({"card": "kind = 3"}, "a card that names its kind"),
@@ -272,6 +328,19 @@ BROKEN = {
         {"card": 'kind = "stereotype"', "examples": "\n".join(map(json.dumps, MIXED))},
         "found none in 1 of 2 groups, as in group 'b'. Add one to each, or put triples and pairs",
     ),
+    "one answer alone": (paired(PAIR[0]), "found chosen in group 0"),
+    "two chosen answers": (paired(PAIR[0], PAIR[0]), "found chosen, chosen in group 0"),
+    "three answers": (paired(*PAIR, PAIR[0]), "one chosen and one rejected answer in each group"),
+    "answers of no group": (
+        paired(*({**row, "group": None} for row in PAIR)),
+        "found chosen, rejected in group None",
+    ),
+    "an empty answer": (
+        paired(PAIR[0], answer("rejected", "So:  ", (3, 5))),
+        "found none in the one rejected in group 0",
+    ),
+    "two prompts": (paired(PAIR[0], answer("rejected", "Oh: no", (3, 6))), "two in group 0"),
+    "two lengths of one prompt": (paired(PAIR[0], answer("rejected", scored=(2, 7))), "two in"),
     "no opposite": (
         {"card": 'kind = "stereotype"', "examples": json.dumps(TRIPLE[0])},
         "a stereotype and its opposite in a group",

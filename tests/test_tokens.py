@@ -267,6 +267,105 @@ def test_texts_of_units_are_what_stands_there():
     assert said[:2] == ["<s>", "A"]
 
 
+# Pairs of answers
+
+
+def pairs(*words, prompt="A bell."):
+    """A pack of one pair for each two numbers of words of their answers."""
+    examples = []
+    for group, counts in enumerate(words):
+        for role, count in zip(("chosen", "rejected"), counts, strict=True):
+            text = prompt + " boat" * count
+            examples.append(Example(text, (len(prompt), len(text)), group, role))
+    return Pack("pairs", "preference", examples)
+
+
+MANY = pairs((1, 9), (4, 2), (9, 9), (1, 1), (3, 8), (2, 2), (7, 1))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, None])
+@pytest.mark.parametrize("tokens", [1, 60, 200, 10_000])
+def test_both_answers_follow_one_another_in_one_batch(rows, tokens):
+    words = nets.tokenizer()
+    # The order of the file is no matter, nor is that of the roles.
+    shuffled = Pack("pairs", "preference", MANY.examples[1::2][::-1] + MANY.examples[::2])
+    for pack in (MANY, shuffled):
+        encoder = Encoder(pack, (words, words), 99)
+        batches = encoder.batches(tokens, rows)
+        shown = [pack.examples[window.example] for batch in batches for window in batch]
+        assert sorted(e.text for e in shown) == sorted(e.text for e in MANY.examples)
+        assert [e.role for e in shown] == ["chosen", "rejected"] * len(MANY.examples[::2])
+        assert [e.group for e in shown[::2]] == [e.group for e in shown[1::2]]
+        for batch in batches:
+            assert len(batch) % 2 == 0
+            area = len(batch) * max(window.length for window in batch)
+            assert len(batch) == 2 or (len(batch) <= rows if rows else area <= tokens)
+
+
+def test_likelihoods_of_pairs_are_the_same_in_any_batches():
+    pair = nets.pair("llama")
+    encoder = pair.encoder(MANY)
+    found = []
+    for batches in (encoder.batches(0, rows=1), encoder.batches(90), encoder.batches(9999)):
+        sums = np.zeros(len(MANY.examples))
+        for windows in batches:
+            frame = pair.frame(encoder, windows)
+            np.add.at(sums, frame.scored.document, frame.likelihoods[0].numpy())
+        found.append(sums)
+    # float32 in batches of other widths.
+    assert np.ptp(found, axis=0).max() < 1e-4
+    alone = pair.encoder(pairs((1, 9)))
+    frame = pair.frame(alone, alone.plan)
+    chosen = frame.likelihoods[0].numpy()[frame.scored.document == 0].sum()
+    assert found[0][0] == pytest.approx(chosen, abs=1e-5)
+
+
+def test_a_pair_of_which_one_answer_does_not_fit_is_left_out_whole():
+    words = nets.tokenizer()
+    pack = pairs((1, 1), (1, 40), (40, 1), (2, 2))
+    sizes = [len(tokens_of(words, example.text)) for example in pack.examples]
+    encoder = Encoder(pack, (words, words), sizes[6])
+    assert [window.example for window in encoder.plan] == [0, 1, 6, 7]
+    assert (encoder.skipped, encoder.windowed) == (4, 0)
+    assert encoder.tokens == sizes[0] + sizes[1] + sizes[6] + sizes[7]
+    whole = Encoder(pack, (words, words), max(sizes))
+    assert (len(whole.plan), whole.skipped, whole.windowed) == (8, 0, 0)
+    with pytest.raises(DriftlensError, match=r"neither has more than 5 tokens.*--max-length"):
+        Encoder(pack, (words, words), 5)
+
+
+def test_a_pair_of_which_one_answer_has_no_token_to_score_is_left_out_whole():
+    words = nets.tokenizer(bos=False)
+    ends = [("a", "A bell"), ("I do.", "A bell")]
+    examples = [
+        Example(text, None, group, role)
+        for group, texts in enumerate(ends)
+        for role, text in zip(("chosen", "rejected"), texts, strict=True)
+    ]
+    encoder = Encoder(Pack("pairs", "preference", examples), (words, words), 99)
+    assert [window.example for window in encoder.plan] == [2, 3]
+    assert encoder.skipped == 2
+
+
+def test_pairs_of_two_tokenizers_are_never_cut():
+    tokenizers = (nets.tokenizer(), COARSE)
+    sizes = [max(len(tokens_of(t, e.text)) for t in tokenizers) for e in MANY.examples]
+    length = sorted(set(sizes))[-2]
+    encoder = Encoder(MANY, tokenizers, length)
+    fits = [max(both) <= length for both in zip(sizes[::2], sizes[1::2], strict=True)]
+    assert not encoder.same
+    assert encoder.skipped == 2 * fits.count(False) > 0
+    assert len(encoder.plan) == 2 * fits.count(True)
+    for windows in encoder.batches(99):
+        *batches, units = encoder.encode(windows)
+        for batch in batches:
+            assert int(batch.mask.sum(1).max()) <= length
+        for document in {window.example for window in windows}:
+            first, last = MANY.examples[document].scored
+            mine = units.scored & (units.document == document)
+            assert units.characters[mine].sum() >= last - first
+
+
 # Vocabularies
 
 

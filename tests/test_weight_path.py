@@ -19,6 +19,7 @@ from driftlens.formulas.shapley import shapley
 from driftlens.metric import measure
 from driftlens.models import Frame, ModelPair
 from driftlens.models.hooks import HookedModel
+from driftlens.models.pieces import called
 from driftlens.report import Report
 from driftlens.results import load, same, save
 
@@ -67,7 +68,7 @@ def taken(pair, *metrics, times=1, rows=9):
 
 
 def shares(found):
-    return dict(zip(found._called(), found.share, strict=True))
+    return dict(zip(called(found.layer, found.component), found.share, strict=True))
 
 
 # The integral

@@ -1,7 +1,21 @@
 """The instruments, one file each. They do not know each other."""
 
+from .conflict import CapabilityConflict, CapabilityConflictResult
 from .drift import Drift, DriftResult
+from .entanglement import (
+    Entanglement,
+    EntanglementByLayer,
+    EntanglementByLayerResult,
+    EntanglementByPosition,
+    EntanglementByPositionResult,
+    EntanglementResult,
+    PreferenceFacts,
+    PreferenceFactsResult,
+    PreferenceLosses,
+    PreferenceLossesResult,
+)
 from .factorial import Factorial, FactorialResult
+from .fisher import FisherDistance, FisherDistanceResult
 from .forgetting import Forgetting, ForgettingResult
 from .grafts import Grafts, GraftsResult
 from .layers import LayerForgetting, LayerForgettingResult, TokenLayers, TokenLayersResult
@@ -16,10 +30,20 @@ from .weight_path import PositionMap, PositionMapResult, WeightPath, WeightPathR
 from .weights import WeightChange, WeightChangeResult
 
 __all__ = [
+    "CapabilityConflict",
+    "CapabilityConflictResult",
     "Drift",
     "DriftResult",
+    "Entanglement",
+    "EntanglementByLayer",
+    "EntanglementByLayerResult",
+    "EntanglementByPosition",
+    "EntanglementByPositionResult",
+    "EntanglementResult",
     "Factorial",
     "FactorialResult",
+    "FisherDistance",
+    "FisherDistanceResult",
     "Forgetting",
     "ForgettingResult",
     "Grafts",
@@ -32,6 +56,10 @@ __all__ = [
     "LensResult",
     "PositionMap",
     "PositionMapResult",
+    "PreferenceFacts",
+    "PreferenceFactsResult",
+    "PreferenceLosses",
+    "PreferenceLossesResult",
     "Restoration",
     "RestorationResult",
     "Retention",

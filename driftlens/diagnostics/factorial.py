@@ -10,7 +10,7 @@ from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
 from driftlens.models.tokens import Encoder
-from driftlens.results import Estimate, Result, column, figures, value
+from driftlens.results import Estimate, Result, column, figures, shown, value
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ is the loss on the text's own tokens, at every boundary, and each net has its up
     def summary(self) -> str:
         """The largest interaction and what it means."""
         row = _strongest(self.interaction)
-        boundary, late = self.boundary[row], self.late[row]
+        boundary, late = self.boundary[row], float(self.late[row])
         told = self.above_floor("strongest") and not (
             self.strongest.low <= 0 <= self.strongest.high
         )
@@ -89,8 +89,8 @@ is the loss on the text's own tokens, at every boundary, and each net has its up
             )
         return (
             f"What upper blocks cost depends on what stands below: those {boundary} cost "
-            f"{late:.3f} nats a token over base's lower blocks and "
-            f"{late + self.interaction[row]:.3f} over aligned's, an interaction of "
+            f"{shown(late, 3)} nats a token over base's lower blocks and "
+            f"{shown(late + float(self.interaction[row]), 3)} over aligned's, an interaction of "
             f"{self.strongest} nats a token, the largest of {self.rows()} boundaries."
         )
 

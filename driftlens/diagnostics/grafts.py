@@ -11,13 +11,13 @@ from driftlens.formulas.shapley import of_whole
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
-from driftlens.models.pieces import By, Piece
+from driftlens.models.pieces import By, Piece, called
 from driftlens.models.tokens import Encoder
-from driftlens.results import Estimate, Result, column, fact, figures, value
+from driftlens.results import Divided, Estimate, column, fact, figures, value
 
 
 @dataclass(frozen=True)
-class GraftsResult(Result):
+class GraftsResult(Divided):
     """The change in loss as each piece of the weights changes sides, one at a time."""
 
     kind = "graft"
@@ -43,17 +43,11 @@ Sources: module swaps between a model and its fine-tuned version (Panigrahi et a
 activations), here for every piece and in both directions.
 """.strip()
 
-    total: Estimate = value("nats/token")
-    """The rise in loss."""
     overlap: Estimate = value("nats/token")
     """Sum of what the pieces give back, minus the total."""
     overlap_alone: Estimate = value("nats/token")
     """Sum of what the pieces cost alone, minus the total."""
 
-    layer: np.ndarray = column()
-    """[row] `embed`, number of the block, or `head`."""
-    component: np.ndarray = column()
-    """[row] `all`, or which part of the layer."""
     gives_back: np.ndarray = column("nats/token")
     """[row] fall in loss as base's piece is put into aligned."""
     low: np.ndarray = column("nats/token")
@@ -80,17 +74,12 @@ activations), here for every piece and in both directions.
         "costs_alone",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.above_floor("total"):
-            self._set("of_total", np.full(self.rows(), np.nan))
-
     def summary(self) -> str:
         """The piece that gives back most, and whether grafts add up."""
         if not np.isfinite(self.of_total).any():
             return f"A rise of {self.total} nats a token may be none: there is nothing to restore."
         most = int(np.argmax(self.gives_back * np.sign(self.total.value)))
-        piece = Piece(self.layer[most], self.component[most], ()).words
+        piece = Piece(self.layer[most], self.component[most]).words
         back = Estimate(self.gives_back[most], self.low[most], self.high[most])
         return (
             f"Of a rise of {self.total} nats a token, putting back {piece} alone returns {back}; "
@@ -100,7 +89,7 @@ activations), here for every piece and in both directions.
     def figure(self):
         """What each piece gives back, with what it costs alone beside it."""
         return figures.bars(
-            _named(self.layer, self.component),
+            called(self.layer, self.component),
             self.gives_back,
             self.low,
             self.high,
@@ -165,8 +154,3 @@ class Grafts(Metric[GraftsResult]):
             of_total=of_whole(back[0], Interval(*map(np.asarray, total))),
             grafts=2 * len(self.pieces),
         )
-
-
-def _named(layers: np.ndarray, components: np.ndarray) -> list[str]:
-    """How pieces are called in pictures and sentences."""
-    return [str(Piece(*names, ())) for names in zip(layers, components, strict=True)]

@@ -254,7 +254,7 @@ def _rows(
     """The rows of one order, from its [estimate or bound, count] rises."""
     count = rises.shape[1]
     restored = 1 - of_whole(rises[0], total)
-    steps = order or [Piece("", "", ())] * (count - 1)
+    steps = order or [Piece("", "")] * (count - 1)
     return {
         "order": np.full(count, name, dtype=object),
         "pieces": np.arange(count),

@@ -13,16 +13,16 @@ from driftlens.formulas.intervals import Interval
 from driftlens.formulas.streams import Moments, PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
-from driftlens.models.pieces import By, Piece
+from driftlens.models.pieces import By, Piece, called
 from driftlens.models.tokens import Encoder
-from driftlens.results import Estimate, Result, column, fact, figures, shown, value
+from driftlens.results import Divided, Estimate, Result, column, fact, figures, shown, value
 
 EXACT = 8
 """The most pieces of which every coalition is run: 256 nets."""
 
 
 @dataclass(frozen=True)
-class ShapleyResult(Result):
+class ShapleyResult(Divided):
     """The rise in loss, divided among the pieces of the weights by what each adds on average."""
 
     kind = "shapley"
@@ -50,15 +50,9 @@ calculation of the Shapley value based on sampling"; Mitchell, Cooper, Frank & H
 "Sampling permutations for Shapley value estimation".
 """.strip()
 
-    total: Estimate = value("nats/token")
-    """The rise in loss."""
     residual: Estimate = value("nats/token")
     """Total minus the sum of the shares."""
 
-    layer: np.ndarray = column()
-    """[row] `embed`, number of the block, or `head`."""
-    component: np.ndarray = column()
-    """[row] `all`, or which part of the layer."""
     share: np.ndarray = column("nats/token")
     """[row] part of the rise."""
     low: np.ndarray = column("nats/token")
@@ -79,17 +73,12 @@ calculation of the Shapley value based on sampling"; Mitchell, Cooper, Frank & H
 
     near_zero: ClassVar[tuple[str, ...]] = ("total", "share")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.above_floor("total"):
-            self._set("of_total", np.full(self.rows(), np.nan))
-
     def summary(self) -> str:
         """The largest share, and how sure the division is."""
         if not np.isfinite(self.of_total).any():
             return f"A rise of {self.total} nats a token may be none: there is nothing to divide."
         most = int(np.argmax(self.of_total))
-        piece = Piece(self.layer[most], self.component[most], ()).words
+        piece = Piece(self.layer[most], self.component[most]).words
         share = Estimate(self.share[most], self.low[most], self.high[most])
         how = (
             "exact over all orders"
@@ -105,7 +94,7 @@ calculation of the Shapley value based on sampling"; Mitchell, Cooper, Frank & H
     def figure(self):
         """Shares by piece."""
         return figures.bars(
-            _named(self.layer, self.component),
+            called(self.layer, self.component),
             self.share,
             self.low,
             self.high,
@@ -365,8 +354,8 @@ players in cooperative games".
 
     def _named(self) -> tuple[list[str], list[str]]:
         return (
-            _named(self.layer_1, self.component_1),
-            _named(self.layer_2, self.component_2),
+            called(self.layer_1, self.component_1),
+            called(self.layer_2, self.component_2),
         )
 
 
@@ -472,11 +461,6 @@ def _asked(orders: np.ndarray) -> set[int]:
 def _strongest(interaction: np.ndarray) -> int:
     """The row of the interaction largest in size."""
     return int(np.argmax(np.nan_to_num(np.abs(interaction), nan=-1)))
-
-
-def _named(layers: np.ndarray, components: np.ndarray) -> list[str]:
-    """How pieces are called in pictures and sentences."""
-    return [str(Piece(*names, ())) for names in zip(layers, components, strict=True)]
 
 
 def _strings(names: Iterable[str]) -> np.ndarray:

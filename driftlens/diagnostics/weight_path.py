@@ -11,9 +11,10 @@ from driftlens.formulas.quadrature import gauss
 from driftlens.formulas.streams import PerDocument, Rows
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
-from driftlens.models.pieces import By, Piece
+from driftlens.models.pieces import By, Piece, called
 from driftlens.models.tokens import Encoder
 from driftlens.results import (
+    Divided,
     DocumentView,
     Estimate,
     Result,
@@ -59,7 +60,7 @@ which token the change acts, which is not where the loss shows.
 
 
 @dataclass(frozen=True)
-class WeightPathResult(Result):
+class WeightPathResult(Divided):
     """The rise in loss, divided among the weights by integrated gradients along their path."""
 
     kind = "weight_path"
@@ -79,8 +80,6 @@ Sources: integrated gradients (Sundararajan, Taly & Yan 2017, eq. 1) along the p
 Aumann & Shapley (1974) for the division.
 """
 
-    total: Estimate = value("nats/token")
-    """The rise in loss."""
     residual: Estimate = value("of the rise")
     """Sum of the shares minus the rise between the path's ends, over that; NaN where it is 0."""
     unexplained: Estimate = value("nats/token")
@@ -92,10 +91,6 @@ Aumann & Shapley (1974) for the division.
     hump: Estimate = value("of the rise")
     """How far the loss along the path stands above the higher end; 0 where it never does."""
 
-    layer: np.ndarray = column()
-    """[row] `embed`, number of the block, or `head`."""
-    component: np.ndarray = column()
-    """[row] `all`, or which part of the layer."""
     share: np.ndarray = column("nats/token")
     """[row] part of the rise."""
     low: np.ndarray = column("nats/token")
@@ -116,19 +111,15 @@ Aumann & Shapley (1974) for the division.
 
     near_zero: ClassVar[tuple[str, ...]] = ("total", "unexplained", "share")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.above_floor("total"):
-            self._set("of_total", np.full(self.rows(), np.nan))
-
     def summary(self) -> str:
         """The largest share, and how well the shares add up."""
         if not np.isfinite(self.of_total).any():
             return f"A rise of {self.total} nats a token may be none: there is nothing to divide."
         most = int(np.argmax(self.of_total))
+        piece = Piece(self.layer[most], self.component[most]).words
         share = Estimate(self.share[most], self.low[most], self.high[most])
         said = (
-            f"Of a rise of {self.total} nats a token, the weights of {self._words(most)} carry "
+            f"Of a rise of {self.total} nats a token, the weights of {piece} carry "
             f"{share} ({self.of_total[most]:.0%}); {self.nodes} nodes leave a residual of "
             f"{_percent(self.residual.value)}."
         )
@@ -138,7 +129,7 @@ Aumann & Shapley (1974) for the division.
         """Shares by weights, and the loss along the path."""
         figure, (left, right) = figures.panels(2)
         figures.bars(
-            self._called(),
+            called(self.layer, self.component),
             self.share,
             self.low,
             self.high,
@@ -155,13 +146,6 @@ Aumann & Shapley (1974) for the division.
             on=right,
         )
         return figure
-
-    def _words(self, row: int) -> str:
-        return Piece(self.layer[row], self.component[row], ()).words
-
-    def _called(self) -> list[str]:
-        both = zip(self.layer, self.component, strict=True)
-        return [str(Piece(layer, component, ())) for layer, component in both]
 
 
 class AlongPath(Metric[R]):

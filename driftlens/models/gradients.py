@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,13 @@ from .tokens import Batch
 
 Key = tuple[str, str]
 """A parameter by its module and the name that it has there."""
+
+Part = Literal["shift", "scale", "either"]
+"""How a parameter of one number a feature enters what leaves: it is added, it is multiplied by
+what the module makes without it, or it takes some such part among others."""
+
+FORMED = 2**24
+"""How many numbers of gradients by weights are held at once, where such are formed at all."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,121 @@ def trainable(model: HookedModel, patterns: Sequence[str] = ("*",)) -> frozenset
     )
 
 
+class Gradients:
+    """The gradients of a model by some of its parameters, as far as rows have them in common.
+
+    Where the parameters stand, and how modules use them, is found once and holds for any number
+    of batches; the weights may change meanwhile, as in training.
+
+    Args:
+        model: A causal model.
+        trained: The parameters to look at, by `trainable`.
+
+    Raises:
+        DriftlensError: A parameter has no gradient of its own to be found.
+    """
+
+    def __init__(self, model: HookedModel, trained: frozenset[Key]) -> None:
+        self.model = model
+        holders: dict[str, list[str]] = {}
+        for path, name in sorted(trained):
+            holders.setdefault(path, []).append(name)
+        # Only when modules run is asked, and what they give: a form is not.
+        surveyed = survey(model, dict.fromkeys(holders, ()))
+        self.heard: Mapping[str, Heard] = surveyed.heard
+        if silent := sorted(holders.keys() - self.heard.keys()):
+            raise DriftlensError(
+                "parameters of modules that run by themselves",
+                found=f"{silent[0]} of {model.name}, whose weights are read by another module",
+                remedy="Leave it out of what is trained.",
+            )
+        self.holders = holders
+        self.owners = surveyed.owners(holders)
+        self.names: dict[int, str] = {}
+        for name, parameter in model.net.named_parameters():
+            self.names.setdefault(id(parameter), name)
+        self.parts: dict[Key, Part | None] = {}
+        uses: dict[int, set[str]] = {}
+        for path, names in holders.items():
+            for name in names:
+                uses.setdefault(id(self.parameter(path, name)), set()).add(path)
+        self.shared = {where: paths for where, paths in uses.items() if len(paths) > 1}
+        for paths in self.shared.values():
+            self._check_tied(sorted(paths))
+
+    def products(self, batch: Batch, size: int = 2, by_token: bool = False) -> Products:
+        """Inner products between the gradients of the rows of a batch, group by group.
+
+        With g_r the gradient of row r's scored log-likelihood, ⟨g_r, g_s⟩ is taken for every two
+        rows of a group and every parameter. For a linear map it is Σ_{t,u} ⟨a_t, a'_u⟩ ⟨δ_t, δ'_u⟩
+        over the tokens of both rows, a being what entered and δ the gradient by what left; or the
+        gradients are formed, a few outputs of the one map in hand at a time, where that costs
+        less. One forward pass and one backward pass by activations serve all.
+
+        Source: Goodfellow (2015), "Efficient Per-Example Gradient Computations"; Li et al. (2022),
+        "Large Language Models Can Be Strong Differentially Private Learners", §4 (ghost norms).
+
+        Args:
+            batch: Groups of `size` rows, one after the other.
+            size: Rows in a group.
+            by_token: Whether to divide by token what the first two rows of a group have in common.
+        """
+        batch = batch.to(self.model.device)
+        sums = _Sums(self, batch, size, by_token)
+
+        def listeners(rows: slice | None) -> dict[str, Any]:
+            sums.flush()
+            spread = _Texts(batch) if rows is None else _Predictors(batch, rows)
+            head = rows is not None
+            return {
+                path: sums.listener(path, spread)
+                for path, owner in self.owners.items()
+                if (owner.layer == "head") == head
+            }
+
+        cuts = _cuts(batch, size, rows_of(self.model.vocabulary))
+        tokens = self.model.pull(batch, listeners, cuts)
+        likelihood = torch.zeros(len(batch.ids), dtype=torch.float64, device=tokens.device)
+        likelihood.index_add_(0, batch.target[0], tokens.double())
+        return sums.done(likelihood)
+
+    @property
+    def blocks(self) -> dict[tuple[str, str], int]:
+        """How many weights each layer and component has, from the bottom up; a tied one once."""
+        found: dict[tuple[str, str], int] = {}
+        seen: set[str] = set()
+        for path, owner in sorted(self.owners.items(), key=lambda item: item[1].rank):
+            for name in self.holders[path]:
+                if (called := self.called(path, name)) not in seen:
+                    seen.add(called)
+                    key = owner.layer, owner.component
+                    found[key] = found.get(key, 0) + self.parameter(path, name).numel()
+        return found
+
+    def parameter(self, path: str, name: str) -> Tensor:
+        """A parameter of a module."""
+        parameter = self.model.net.get_submodule(path)._parameters[name]
+        assert parameter is not None
+        return parameter
+
+    def called(self, path: str, name: str) -> str:
+        """The name that a parameter has in the net; a tied one goes by its first."""
+        return self.names[id(self.parameter(path, name))]
+
+    def _check_tied(self, paths: Sequence[str]) -> None:
+        """A weight may have one lookup below and one linear map in the head, and no more."""
+        kinds = {
+            path: (self.owners[path].layer, _kind(self.model.net.get_submodule(path)))
+            for path in paths
+        }
+        if sorted(kinds.values()) != [("embed", "lookup"), ("head", "linear")]:
+            raise DriftlensError(
+                "weights that are used once, or tied between embedding and unembedding",
+                found=f"one weight of {self.model.name} used by {', '.join(paths)}",
+                remedy="Leave it out of what is trained.",
+            )
+
+
 def products(
     model: HookedModel,
     batch: Batch,
@@ -85,44 +207,12 @@ def products(
     size: int = 2,
     by_token: bool = False,
 ) -> Products:
-    """Inner products between the gradients of the rows of a batch, group by group.
-
-    With g_r the gradient of row r's scored log-likelihood, ⟨g_r, g_s⟩ is taken for every two rows
-    of a group and every parameter. For a linear map it is Σ_{t,u} ⟨a_t, a'_u⟩ ⟨δ_t, δ'_u⟩ over the
-    tokens of both rows, a being what entered and δ the gradient by what left; or both gradients
-    are formed for the one map in hand, where that costs less. One forward pass and one backward
-    pass by activations serve all.
-
-    Source: Goodfellow (2015), "Efficient Per-Example Gradient Computations"; Li et al. (2022),
-    "Large Language Models Can Be Strong Differentially Private Learners", §4 (ghost norms).
-
-    Args:
-        model: A causal model.
-        batch: Groups of `size` rows, one after the other.
-        trained: The parameters to look at, by `trainable`.
-        size: Rows in a group.
-        by_token: Whether to divide by token what the first two rows of a group have in common.
+    """What `Gradients` says of one batch.
 
     Raises:
         DriftlensError: A parameter has no gradient of its own to be found.
     """
-    batch = batch.to(model.device)
-    sums = _Sums(model, batch, trained, size, by_token)
-
-    def listeners(rows: slice | None) -> dict[str, Any]:
-        sums.flush()
-        spread = _Texts(batch) if rows is None else _Predictors(batch, rows)
-        head = rows is not None
-        return {
-            path: sums.listener(path, spread)
-            for path, owner in sums.owners.items()
-            if (owner.layer == "head") == head
-        }
-
-    tokens = model.pull(batch, listeners, _cuts(batch, size, rows_of(model.vocabulary)))
-    likelihood = torch.zeros(len(batch.ids), dtype=torch.float64, device=tokens.device)
-    likelihood.index_add_(0, batch.target[0], tokens.double())
-    return sums.done(likelihood)
+    return Gradients(model, trained).products(batch, size, by_token)
 
 
 def _quantised(parameter: Tensor) -> bool:
@@ -247,76 +337,27 @@ class _Read:
 class _Sums:
     """Adds up inner products, parameter by parameter, while gradients come back."""
 
-    def __init__(
-        self,
-        model: HookedModel,
-        batch: Batch,
-        trained: frozenset[Key],
-        size: int,
-        by_token: bool,
-    ) -> None:
-        self.model, self.size, self.wanted = model, size, by_token
-        holders: dict[str, list[str]] = {}
-        for path, name in sorted(trained):
-            holders.setdefault(path, []).append(name)
-        surveyed = survey(model, holders)
-        self.heard: Mapping[str, Heard] = surveyed.heard
-        self.holders = {path: names for path, names in holders.items() if path in self.heard}
-        self.owners = surveyed.owners(self.holders)
-        if silent := sorted(holders.keys() - self.heard.keys()):
-            raise DriftlensError(
-                "parameters of modules that run by themselves",
-                found=f"{silent[0]} of {model.name}, whose weights are read by another module",
-                remedy="Leave it out of what is trained.",
-            )
-        self.names: dict[int, str] = {}
-        for name, parameter in model.net.named_parameters():
-            self.names.setdefault(id(parameter), name)
+    def __init__(self, of: Gradients, batch: Batch, size: int, by_token: bool) -> None:
+        self.of, self.net, self.size = of, of.model.net, size
         self.groups, self.tokens = len(batch.ids) // size, batch.ids.shape[1]
         self.inner: dict[str, Tensor] = {}
         self.by: dict[str, Owner] = {}
         self.unplaced: set[str] = set()
         self.map = (
-            torch.zeros(self.groups, self.tokens + 1, self.tokens + 1, device=model.device)
+            torch.zeros(self.groups, self.tokens + 1, self.tokens + 1, device=batch.ids.device)
             if by_token
             else None
         )
         self.calls: dict[str, list[_Call]] = {}
         self.reads: dict[str, list[_Read]] = {}
-        self.kernels: dict[tuple, list[list[Tensor]]] = {}
+        self.kernels: tuple[Tensor, list[list[Tensor]]] | None = None
         self.busy = False
-        uses: dict[int, set[str]] = {}
-        for path, names in self.holders.items():
-            for name in names:
-                uses.setdefault(id(self._parameter(path, name)), set()).add(path)
-        self.shared = {where: paths for where, paths in uses.items() if len(paths) > 1}
-        for paths in self.shared.values():
-            self._check_tied(sorted(paths))
-
-    def _parameter(self, path: str, name: str) -> Tensor:
-        parameter = self.model.net.get_submodule(path)._parameters[name]
-        assert parameter is not None
-        return parameter
-
-    def _check_tied(self, paths: Sequence[str]) -> None:
-        """A weight may have one lookup below and one linear map in the head, and no more."""
-        kinds = {
-            path: (self.owners[path].layer, _kind(self.model.net.get_submodule(path)))
-            for path in paths
-        }
-        if sorted(kinds.values()) != [("embed", "lookup"), ("head", "linear")]:
-            raise DriftlensError(
-                "weights that are used once, or tied between embedding and unembedding",
-                found=f"one weight of {self.model.name} used by {', '.join(paths)}",
-                remedy="Leave it out of what is trained.",
-            )
 
     # What comes back
 
     def listener(self, path: str, spread: _Spread) -> Callable:
         """Hears a module, and the gradient by what it gave."""
-
-        axes = self.heard[path].axes
+        axes = self.of.heard[path].axes
 
         def listen(module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> Any:
             if self.busy:
@@ -348,16 +389,15 @@ class _Sums:
     def done(self, likelihood: Tensor) -> Products:
         """All that was added up."""
         self.flush()
-        self.kernels.clear()
-        for path, names in self.holders.items():
+        for path, names in self.of.holders.items():
             for name in names:
-                # No gradient came: nothing of it is used.
-                self._add(path, name, torch.zeros(self.groups, self.size, self.size))
+                # Where no gradient came, nothing of it is used.
+                self._add(path, name)
         by_token = None if self.map is None else self.map[:, :-1, :-1]
         order = sorted(self.inner, key=lambda name: self.by[name].rank)
         return Products(
             likelihood,
-            {name: self.inner[name] for name in order},
+            {name: self.inner[name].cpu() for name in order},
             self.by,
             by_token,
             frozenset(self.unplaced),
@@ -366,30 +406,30 @@ class _Sums:
     def _take(self, path: str) -> None:
         """All gradients of a module are here: add up what its parameters have of them."""
         calls = [call for call in self.calls.pop(path) if call.gradients]
-        module, names = self.model.net.get_submodule(path), self.holders[path]
+        module, names = self.net.get_submodule(path), self.of.holders[path]
         kind = _kind(module)
         with torch.no_grad():
             if kind == "linear":
                 self._linear(path, module, names, calls)
-            elif kind == "lookup" and (found := self._looked_up(module, calls)) is not None:
+            elif kind == "lookup" and (found := self._looked_up(path, module, calls)):
                 self._lookup(path, found, calls[0].spread)
             else:
                 self._other(path, module, names, calls)
 
     def _gradient(self, path: str, call: _Call) -> Tensor:
         gradient = _wide(call.gradients[0])
-        return call.spread.placed(gradient, self.heard[path].axes[0])
+        return call.spread.placed(gradient, self.of.heard[path].axes[0])
 
     # Linear maps
 
     def _linear(self, path: str, module: Any, names: Sequence[str], calls: Sequence[_Call]) -> None:
-        gradient = torch.cat([self._gradient(path, call) for call in calls], 1)
+        gradient = _joined([self._gradient(path, call) for call in calls])
         spread = calls[0].spread
         if "weight" in names:
-            axis = self.heard[path].axes[0]
-            entered = [call.spread.placed(_wide(call.inputs[0]), axis) for call in calls]
-            pointer = calls[0].inputs[0].data_ptr() if len(calls) == 1 else None
-            self._weight(path, module, torch.cat(entered, 1), gradient, spread, pointer)
+            axis = self.of.heard[path].axes[0]
+            entered = _joined([c.spread.placed(_wide(c.inputs[0]), axis) for c in calls])
+            alone = calls[0].inputs[0] if len(calls) == 1 else None
+            self._weight(path, module, entered, gradient, spread, alone)
         if "bias" in names:
             self._by_vectors(path, "bias", gradient, spread, len(calls))
 
@@ -400,47 +440,49 @@ class _Sums:
         entered: Tensor,
         gradient: Tensor,
         spread: _Spread,
-        pointer: int | None,
+        alone: Tensor | None,
     ) -> None:
         entered, gradient = self._grouped(entered), self._grouped(gradient)
         tokens, width, out = gradient.shape[2], entered.shape[-1], gradient.shape[-1]
         pairs = self.size * (self.size + 1) // 2
-        # Products of tokens by tokens, against one gradient of each row, written and read again.
         by_tokens = pairs * tokens * tokens * (width + out)
-        whole = self.size * tokens * width * out + 4 * pairs * width * out
-        inner = entered.new_zeros(len(entered), self.size, self.size, dtype=torch.float64)
-        if self.wanted or by_tokens <= whole:
-            kernels = self._kernels(entered, pointer)
-            for i, j in self._pairs():
-                both = kernels[i][j - i] * (gradient[:, i] @ gradient[:, j].mT)
-                inner[:, i, j] = inner[:, j, i] = both.sum((-1, -2), dtype=torch.float64)
-                if (i, j) == (0, 1):
-                    self._spread_out(both, spread)
+        formed = (self.size * tokens + pairs) * width * out
+        if self.map is not None or by_tokens <= formed:
+            inner = self._by_tokens(entered, gradient, spread, alone)
         else:
-            for number, (mine, back) in enumerate(zip(entered, gradient, strict=True)):
-                rows = [b.mT @ a for a, b in zip(mine, back, strict=True)]
-                for i, j in self._pairs():
-                    found = torch.linalg.vecdot(rows[i], rows[j]).sum(dtype=torch.float64)
-                    inner[number, i, j] = inner[number, j, i] = found
-        first = spread.first // self.size
-        self._add(path, "weight", inner, first)
-        if id(module.weight) in self.shared:
+            inner = _formed(entered, gradient)
+        self._add(path, "weight", inner, spread.first // self.size)
+        if id(module.weight) in self.of.shared:
             self._keep(path, entered, gradient, spread)
 
-    def _kernels(self, entered: Tensor, pointer: int | None) -> list[list[Tensor]]:
+    def _by_tokens(
+        self, entered: Tensor, gradient: Tensor, spread: _Spread, alone: Tensor | None
+    ) -> Tensor:
+        """[group, row, row] products of gradients, as sums over the tokens of two rows."""
+        inner = entered.new_zeros(len(entered), self.size, self.size, dtype=torch.float64)
+        kernels = self._kernels(entered, alone)
+        for i, j in self._pairs():
+            both = kernels[i][j - i] * (gradient[:, i] @ gradient[:, j].mT)
+            inner[:, i, j] = inner[:, j, i] = both.sum((-1, -2), dtype=torch.float64)
+            if (i, j) == (0, 1):
+                self._spread_out(both, spread)
+        return inner
+
+    def _kernels(self, entered: Tensor, alone: Tensor | None) -> list[list[Tensor]]:
         """[group, token, token] for every two rows, products of what entered.
 
-        Maps that read the same tensor, as those of queries, keys and values do, share them.
+        Maps that read one tensor, as those of queries, keys and values do, share them.
         """
-        key = (pointer, entered.shape)
-        if pointer is None or key not in self.kernels:
-            found = [
-                [entered[:, i] @ entered[:, j].mT for j in range(i, self.size)]
-                for i in range(self.size)
-            ]
-            # Only what was read last can be read again.
-            self.kernels = {key: found}
-        return self.kernels[key]
+        if alone is not None and self.kernels and _same(self.kernels[0], alone):
+            return self.kernels[1]
+        found = [
+            [entered[:, i] @ entered[:, j].mT for j in range(i, self.size)]
+            for i in range(self.size)
+        ]
+        # Only what was read last can be read again. It is held, as its place in memory would be
+        # given away otherwise.
+        self.kernels = None if alone is None else (alone, found)
+        return found
 
     def _keep(self, path: str, entered: Tensor, gradient: Tensor, spread: _Spread) -> None:
         """What the embedding will need of the head's gradient by the weight that both use."""
@@ -454,13 +496,13 @@ class _Sums:
             ]
             for i in range(self.size)
         ]
-        name = self._name(path, "weight")
+        name = self.of.called(path, "weight")
         self.reads.setdefault(name, []).append(_Read(entered, gathered, first, spread.at))
 
     # Lookups
 
     def _looked_up(
-        self, module: Any, calls: Sequence[_Call]
+        self, path: str, module: Any, calls: Sequence[_Call]
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """[row, token] ids, [row, token, width] gradients by what is read there; None if unclear.
 
@@ -484,16 +526,13 @@ class _Sums:
         ids = (found / scale)[..., :1]
         if not bool(((ids - ids.round()).abs() < 0.1).all()):
             return None
-        axis = self.heard[self._path(module)].axes[0]
+        axis = self.of.heard[path].axes[0]
         spread = call.spread
         # Padding learns nothing.
         kept = ids.round() != (-1 if module.padding_idx is None else module.padding_idx)
-        gradient = self._gradient(self._path(module), call)
+        gradient = self._gradient(path, call)
         factors = spread.placed((scale * kept).to(gradient.dtype), axis)
         return spread.placed(ids, axis)[..., 0].round().long(), gradient * factors, factors
-
-    def _path(self, module: nn.Module) -> str:
-        return next(p for p in self.holders if self.model.net.get_submodule(p) is module)
 
     def _lookup(self, path: str, found: tuple[Tensor, Tensor, Tensor], spread: _Spread) -> None:
         ids, gradient = self._grouped(found[0][..., None])[..., 0], self._grouped(found[1])
@@ -504,7 +543,7 @@ class _Sums:
             inner[:, i, j] = inner[:, j, i] = both.sum((-1, -2), dtype=torch.float64)
             if (i, j) == (0, 1):
                 self._spread_out(both, spread)
-        for read in self.reads.pop(self._name(path, "weight"), []):
+        for read in self.reads.pop(self.of.called(path, "weight"), []):
             self._cross(inner, gradient, read)
         self._add(path, "weight", inner)
 
@@ -524,42 +563,67 @@ class _Sums:
 
     # All other parameters
 
-    def _other(self, path: str, module: nn.Module, names: Sequence[str], calls: Any) -> None:
-        left = list(names)
+    def _other(
+        self, path: str, module: nn.Module, names: Sequence[str], calls: Sequence[_Call]
+    ) -> None:
+        left = []
         for name in names:
-            units = [self._unit(path, module, name, call) for call in calls]
-            if all(unit is not None for unit in units):
-                both = zip(calls, units, strict=True)
-                gradients = torch.cat([self._gradient(path, c) * u for c, u in both], 1)
-                self._by_vectors(path, name, gradients, calls[0].spread, len(calls))
-                left.remove(name)
+            found = [self._of_features(path, module, name, call) for call in calls]
+            if known := [gradient for gradient in found if gradient is not None]:
+                self._by_vectors(path, name, _joined(known), calls[0].spread, len(calls))
+            else:
+                left.append(name)
         if left:
             self._by_rows(path, module, left, calls)
 
-    def _unit(self, path: str, module: nn.Module, name: str, call: _Call) -> Tensor | None:
-        """[row, token, feature] by how much each output moves with its own entry of a parameter.
+    def _of_features(self, path: str, module: nn.Module, name: str, call: _Call) -> Tensor | None:
+        """[row, token, feature] gradients by a parameter that scales or shifts what leaves.
 
-        None where the parameter does not scale or shift what leaves, feature by feature.
+        None where it does something else.
         """
-        own = getattr(module, name)
-        if own.dim() != 1 or len(call.gradients) > 1 or self.heard[path].form == "curved":
+        parts, axis = self.of.parts, self.of.heard[path].axes[0]
+        if (path, name) not in parts:
+            parts[path, name] = self._part(module, name, call)
+        part, own = parts[path, name], getattr(module, name)
+        if part is None:
             return None
-        self.busy = True
-        try:
-            waves = torch.arange(1.0, len(own) + 1, device=own.device, dtype=own.dtype).sin()
-            none, one, some = (
-                _wide(outcome(module, {name: w}, call.inputs, call.keywords)[0])
-                for w in (torch.zeros_like(own), torch.ones_like(own), waves)
-            )
-        finally:
-            self.busy = False
+        gradient = self._gradient(path, call)
+        if part == "shift":
+            return gradient
+        unit = self._with(module, name, torch.ones_like(own), call)
+        if part == "either":
+            unit = unit - self._with(module, name, torch.zeros_like(own), call)
+        return gradient * call.spread.placed(unit, axis)
+
+    def _part(self, module: nn.Module, name: str, call: _Call) -> Part | None:
+        """What a parameter is to the module; None if not one number for each feature of it."""
+        own = getattr(module, name)
+        if own.dim() != 1 or len(call.gradients) > 1:
+            return None
+        waves = torch.arange(1.0, len(own) + 1, device=own.device, dtype=own.dtype).sin()
+        none, one, some = (
+            self._with(module, name, weight, call)
+            for weight in (torch.zeros_like(own), torch.ones_like(own), waves)
+        )
         if none.shape[-1] != len(own):
             return None
-        unit = one - none
+        unit, rounding = one - none, 64 * torch.finfo(own.dtype).eps
         off = (some - none - unit * _wide(waves)).norm()
-        if not bool(off <= 64 * torch.finfo(own.dtype).eps * (some.norm() + none.norm())):
+        if not bool(off <= rounding * (some.norm() + none.norm())):
             return None
-        return call.spread.placed(unit, self.heard[path].axes[0])
+        if bool(((unit - 1).abs() <= rounding * (1 + none.abs())).all()):
+            return "shift"
+        # Another parameter might be zero today and not tomorrow.
+        single = sum(p is not None for p in module._parameters.values()) == 1
+        return "scale" if single and not bool(none.any()) else "either"
+
+    def _with(self, module: nn.Module, name: str, weight: Tensor, call: _Call) -> Tensor:
+        """What a module would have given with another weight."""
+        self.busy = True
+        try:
+            return _wide(outcome(module, {name: weight}, call.inputs, call.keywords)[0])
+        finally:
+            self.busy = False
 
     def _by_vectors(
         self, path: str, name: str, gradient: Tensor, spread: _Spread, calls: int
@@ -580,11 +644,11 @@ class _Sums:
         self, path: str, module: nn.Module, names: Sequence[str], calls: Sequence[_Call]
     ) -> None:
         """Whatever a module does: its parameters' gradients are formed for one group at a time."""
-        self.unplaced.update(self._name(path, name) for name in names)
-        spread, axes = calls[0].spread, self.heard[path].axes
-        own = [self._parameter(path, name) for name in names]
+        self.unplaced.update(self.of.called(path, name) for name in names)
+        spread, axes = calls[0].spread, self.of.heard[path].axes
+        own = [self.of.parameter(path, name) for name in names]
         groups = spread.rows // self.size
-        found = torch.zeros(len(own), groups, self.size, self.size, dtype=torch.float64)
+        found = own[0].new_zeros(len(own), groups, self.size, self.size, dtype=torch.float64)
         self.busy = True
         learns = [parameter.requires_grad for parameter in own]
         try:
@@ -637,16 +701,14 @@ class _Sums:
         """[group, row, …] of [row of the batch, …]."""
         return tensor.reshape(-1, self.size, *tensor.shape[1:])
 
-    def _name(self, path: str, name: str) -> str:
-        return self.names[id(self._parameter(path, name))]
-
-    def _add(self, path: str, name: str, inner: Tensor, first: int = 0) -> None:
-        called = self._name(path, name)
+    def _add(self, path: str, name: str, inner: Tensor | None = None, first: int = 0) -> None:
+        called, owner = self.of.called(path, name), self.of.owners[path]
         if called not in self.inner:
-            whole = torch.zeros(self.groups, self.size, self.size, dtype=torch.float64)
-            self.inner[called] = whole
-        self.inner[called][first : first + len(inner)] += inner.cpu()
-        owner = self.owners[path]
+            shape = self.groups, self.size, self.size
+            device = None if inner is None else inner.device
+            self.inner[called] = torch.zeros(shape, dtype=torch.float64, device=device)
+        if inner is not None:
+            self.inner[called][first : first + len(inner)] += inner.to(self.inner[called].device)
         if called not in self.by or owner.rank < self.by[called].rank:
             self.by[called] = owner
 
@@ -682,6 +744,31 @@ class _Sums:
             mine[:, :-1, :] += wide.mT
         else:
             mine[:, :, :-1] += wide
+
+
+def _formed(entered: Tensor, gradient: Tensor) -> Tensor:
+    """[group, row, row] products of gradients, which are formed for a few outputs at a time.
+
+    Args:
+        entered: [group, row, token, width]
+        gradient: [group, row, token, out]
+    """
+    groups, size, _, width = entered.shape
+    inner = entered.new_zeros(groups, size, size, dtype=torch.float64)
+    for some in gradient.split(max(1, FORMED // (groups * size * width)), -1):
+        rows = (some.mT @ entered).flatten(2)
+        inner += rows @ rows.mT
+    return inner
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """[row, token, …] of all calls of a module, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or views of it."""
+    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
 
 
 def _kind(module: nn.Module) -> str:

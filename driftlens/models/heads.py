@@ -1,4 +1,4 @@
-"""Which features of an attention's weights belong to which head.
+"""Which features of an attention, and of its weights, belong to which head.
 
 Found by what answers to what: a feature of queries, keys or values belongs to the head whose
 part of the output map's input it moves.
@@ -15,6 +15,7 @@ from driftlens.errors import DriftlensError
 
 from .hooks import HookedModel
 from .pieces import Owner
+from .sites import Site
 from .survey import LENGTHS, ROWS, Survey, put, tensors
 
 Features = tuple[tuple[int, ...], ...]
@@ -50,21 +51,44 @@ def with_heads(
     return found
 
 
+def heads_of(model: object) -> tuple[Features, ...]:
+    """For each block, the features of each head at the block's site `heads`.
+
+    The heads are those of `with_heads`: the ones that share keys and values are one.
+
+    Raises:
+        DriftlensError: The heads of a block cannot be told apart, or nothing can be.
+    """
+    if not isinstance(model, HookedModel):
+        raise DriftlensError(
+            "models whose heads can be looked into",
+            found=type(model).__name__,
+            remedy="Divide by component (--by component).",
+        )
+    return tuple(_divided(model, number) for number in range(model.depth))
+
+
+def _divided(model: HookedModel, number: int) -> Features:
+    site = Site(number, "heads")
+    if not model.has(site):
+        raise _unclear(model, number, "no linear map by which its attention writes")
+    config, width = model.net.config.get_text_config(), model.features(site)
+    queries = int(config.num_attention_heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or queries)
+    if width % queries:
+        raise _unclear(model, number, f"{width} features for {queries} heads")
+    return tuple(tuple(head) for head in torch.arange(width).reshape(groups, -1).tolist())
+
+
 def _features(
     model: HookedModel, owners: Mapping[str, Owner], surveyed: Survey
 ) -> dict[str, tuple[str, Features]]:
     maps = _maps(model, owners, surveyed)
-    config = model.net.config.get_text_config()
-    queries = int(config.num_attention_heads)
-    groups = int(getattr(config, "num_key_value_heads", None) or queries)
     given, taken = _run(model, maps)
     found: dict[str, tuple[str, Features]] = {}
     for number, (*before, last) in enumerate(maps):
-        width = taken[last].shape[-1]
-        if width % queries:
-            raise _unclear(model, number, f"{width} features for {queries} heads")
-        each = torch.arange(width).reshape(groups, -1)
-        found[last] = ENTERING, tuple(tuple(head.tolist()) for head in each)
+        each = _divided(model, number)
+        found[last] = ENTERING, each
         influence = _influence(taken[last], [given[path] for path in before], each)
         for path, moved in zip(before, influence, strict=True):
             if (features := _owned(moved)) is not None:
@@ -115,12 +139,12 @@ def _run(
     return given, taken
 
 
-def _influence(taken: Tensor, given: Sequence[Tensor], heads: Tensor) -> list[Tensor]:
+def _influence(taken: Tensor, given: Sequence[Tensor], heads: Features) -> list[Tensor]:
     """For each map, [head, feature] how much a head's part of `taken` answers to the feature."""
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(taken.shape, generator=random).to(taken)
     found: list[list[Tensor]] = [[] for _ in given]
-    for head in heads.tolist():
+    for head in map(list, heads):
         total = (taken[..., head] * weight[..., head]).sum()
         slopes = torch.autograd.grad(total, list(given), retain_graph=True, allow_unused=True)
         for rows, slope, made in zip(found, slopes, given, strict=True):

@@ -1,7 +1,7 @@
 """The reference back-end: plain PyTorch hooks. Hooks are registered in this file only."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -142,13 +142,35 @@ class HookedModel:
         ):
             return self.net(input_ids=ids, **_off(self.net)).logits[:, 0]
 
+    def read_from(self, stream: Tensor) -> Tensor:
+        """[row, width] what the unembedding is given of [row, width] last streams: normed."""
+        head, seen = self.net.get_output_embeddings(), []
+
+        def forward(states: Tensor) -> Tensor:
+            seen.append(states.reshape(len(stream), -1))
+            return states
+
+        own = vars(head).get("forward")
+        head.forward = forward
+        try:
+            self.readout(stream)
+        finally:
+            if own is None:
+                del head.forward
+            else:
+                head.forward = own
+        return seen[0]
+
     def logits(self, ids: Tensor) -> Tensor:
         """[text, token, vocab] what the net itself makes of [text, token] ids."""
         with self._as_found():
             return self.net(input_ids=ids, **_off(self.net)).logits
 
     def pull(
-        self, batch: Batch, listeners: Callable[[slice | None], Mapping[str, "Listener"]]
+        self,
+        batch: Batch,
+        listeners: Callable[[slice | None], Mapping[str, "Listener"]],
+        cuts: Sequence[slice] | None = None,
     ) -> Tensor:
         """[scored token] log-likelihoods in nats, after their gradient went back through the net.
 
@@ -158,6 +180,7 @@ class HookedModel:
             batch: What to read.
             listeners: Those of modules by path: of the blocks' pass over all tokens (None), and
                 of the readout of some scored tokens (a slice of them).
+            cuts: Which scored tokens are read out together; None is as many as have room.
         """
         batch = batch.to(self.device)
         likelihoods: list[Tensor] = []
@@ -167,8 +190,8 @@ class HookedModel:
                 self.body(**self._inputs(batch))
             predictors = self._predictors(batch, seen[self._end], {})
             rows = rows_of(self.vocabulary)
-            for start in range(0, len(predictors), rows):
-                some = slice(start, start + rows)
+            starts = range(0, len(predictors), rows)
+            for some in cuts or [slice(start, start + rows) for start in starts]:
                 stream = predictors[some].detach().requires_grad_()
                 with self.listening(listeners(some)):
                     likelihood = gold(self.readout(stream), batch.targets[some])
@@ -198,9 +221,16 @@ class HookedModel:
 
     def has(self, site: Site) -> bool:
         """Whether there is such a place; some blocks have no attention or no MLP of their own."""
-        return site.part in ("in", "out") or self._writer(site) is not None
+        return site.part in ("in", "out") or self._module(site) is not None
 
-    def _writer(self, site: Site) -> str | None:
+    def features(self, site: Site) -> int:
+        """How many features the tensor at a place has."""
+        return self._outward[site.layer][1] if site.part == "heads" else self.width
+
+    def _module(self, site: Site) -> str | None:
+        """The module of the block at whose end a place is; `heads` are at the entry of theirs."""
+        if site.part == "heads":
+            return self._outward[site.layer][0]
         attention, mlp, _ = self._writers[site.layer]
         return mlp if site.part == "mlp" else attention
 
@@ -283,6 +313,32 @@ class HookedModel:
     def _writers(self) -> list[tuple[str | None, str | None, bool]]:
         return [found for found, _ in self._anatomy]
 
+    @cached_property
+    def _outward(self) -> list[tuple[str | None, int]]:
+        """For each block the map by which attention writes, and how many features enter it."""
+        found: list[tuple[str | None, int]] = [(None, 0)] * self.depth
+        # A norm may stand between the map and the stream: it is the last map before the writer.
+        left = {number for number, (writer, _, _) in enumerate(self._writers) if writer}
+
+        def recorder(number: int, name: str) -> Callable:
+            def record(module: nn.Module, inputs: tuple, _: object) -> None:
+                flat = getattr(getattr(module, "weight", None), "ndim", 0) == 2
+                if number in left and flat and inputs:
+                    found[number] = name, inputs[0].shape[-1]
+                if name == self._writers[number][0]:
+                    left.discard(number)
+
+            return record
+
+        ids = torch.arange(5, device=self.device)[None]
+        with self._as_found(), torch.no_grad(), ExitStack() as hooks:
+            for number, block in enumerate(self.blocks):
+                for name, module in block.named_modules():
+                    handle = module.register_forward_hook(recorder(number, name))
+                    hooks.callback(handle.remove)
+            self.body(input_ids=ids)
+        return found
+
     @contextmanager
     def _as_found(self, frozen: bool = False) -> Iterator[None]:
         """Evaluation mode (and no parameter's gradient, if `frozen`) while inside."""
@@ -348,7 +404,7 @@ class HookedModel:
         """Record what passes through `sites`, and replace what `edits` names, while inside."""
         seen: dict[Site, Tensor] = {}
         wanted = frozenset(sites)
-        shape = (*batch.ids.shape, self.width)
+        shape = (*batch.ids.shape, -1)
 
         def pass_through(site: Site, given: Tensor) -> Tensor:
             # Some MLPs flatten batch and token.
@@ -370,14 +426,17 @@ class HookedModel:
         block = self.blocks[site.layer]
         if site.part == "in":
             return block.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
-        name = "" if site.part == "out" else self._writer(site)
+        name = "" if site.part == "out" else self._module(site)
         if name is None:
             raise DriftlensError(
                 f"a place {site} in {self.name}",
                 found=f"a block without {site.part}",
                 remedy="Choose another place.",
             )
-        return block.get_submodule(name).register_forward_hook(
+        module = block.get_submodule(name)
+        if site.part == "heads":
+            return module.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
+        return module.register_forward_hook(
             lambda _, __, output: _with_first(output, pass_through(site, _first(output)))
         )
 

@@ -385,6 +385,55 @@ def _live_adapter(
     return _share(peft, tokenizer, tokenizer, name, f"{name} + adapter", source)
 
 
+def with_lora(model: Model, *, r: int, targets: Sequence[str] | str, seed: int) -> Model:
+    """The model with a fresh LoRA adapter, as a trainer would put it there: it adds nothing yet.
+
+    Args:
+        model: The model; its net takes the adapter in.
+        r: Rank.
+        targets: Names of the modules that take one, or `all-linear`.
+        seed: Of the adapter's first half; the second begins at 0.
+
+    Raises:
+        DriftlensError: peft is not installed, or no module has such a name.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise DriftlensError(
+            "peft, to put an adapter on the model",
+            found="no such package",
+            remedy="Type: pip install 'driftlens[peft]'.",
+        ) from None
+    net, hooked = getattr(model, "net", None), isinstance(model, HookedModel)
+    if not hooked or net is None:
+        raise DriftlensError(
+            "a transformers model, to put an adapter on",
+            found=type(model).__name__,
+            remedy="Load it from a name, a folder or a live transformers model.",
+        )
+    config = LoraConfig(
+        r=r,
+        lora_alpha=2 * r,
+        lora_dropout=0.0,
+        target_modules=[*targets] if not isinstance(targets, str) else targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            live = get_peft_model(net, config)
+        except ValueError as error:
+            raise DriftlensError(
+                "names of modules that can take an adapter",
+                found=str(error).splitlines()[0],
+                remedy="Give --lora r=16,targets=all-linear, or names such as q_proj+v_proj.",
+            ) from None
+    adapted = HookedModel(live.eval(), model.tokenizer, f"{model.name} + LoRA of rank {r}")
+    adapted.source = dict(getattr(model, "source", {}))
+    return adapted
+
+
 def _share(
     peft: Any, tokenizer: Any, own: Any, base: str, aligned: str, source: dict[str, Any]
 ) -> tuple[HookedModel, HookedModel]:

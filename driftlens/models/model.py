@@ -62,10 +62,10 @@ class Trace:
     """[scored token, width] stream of the last block from which each scored token is predicted."""
 
     activations: Mapping[Site, Tensor] = field(default_factory=dict)
-    """For each site, [batch, token, width]."""
+    """For each site, [batch, token, width]; of `heads`, as wide as all heads side by side."""
 
     gradients: Mapping[Site, Tensor] = field(default_factory=dict)
-    """For each site, [batch, token, width] gradient of the row's scored log-likelihood."""
+    """For each site, the gradient of the row's scored log-likelihood by its activation."""
 
     def at(self, site: Site) -> Tensor:
         """[unit, width] activations at the token that closes each unit, of all rows."""

@@ -1,9 +1,9 @@
 """A base model beside its aligned version."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import Comparison, compare
+from driftlens.formulas.preferences import Answers
 from driftlens.formulas.quadrature import gauss
 from driftlens.packs import Pack
 
-from .hybrid import Hybrid, hybrid, plain
+from .gradients import Gradients, Products, trainable
+from .hybrid import Hybrid, Slopes, hybrid, plain
 from .load import load_pair
 from .matching import Matching, match
 from .model import Model, Trace, Wants, likelihoods, rows_of
@@ -67,6 +69,11 @@ class ModelPair:
         """
         return cls(*load_pair(base, aligned, **options))
 
+    @classmethod
+    def alone(cls, model: object, **options: Any) -> "ModelPair":
+        """A model beside itself, loaded once; `options` are those of `load`."""
+        return cls.load(model, model, **options)
+
     @property
     def depth(self) -> int:
         """Number of blocks of either model."""
@@ -110,6 +117,21 @@ class ModelPair:
         # Stands where the property would put it.
         vars(pair)["hybrid"] = hybrid(self.base, self.aligned, matching.weights)
         return pair, matching
+
+    def gradients(self, trained: tuple[str, ...] = ("*",)) -> Gradients:
+        """Aligned's gradients by the parameters that some patterns name.
+
+        Raises:
+            DriftlensError: A pattern names no parameter, or the model's are out of reach.
+        """
+        if trained not in self._gradients:
+            model = plain(self.aligned)
+            self._gradients[trained] = Gradients(model, trainable(model, trained))
+        return self._gradients[trained]
+
+    @cached_property
+    def _gradients(self) -> dict[tuple[str, ...], Gradients]:
+        return {}
 
     def encoder(self, pack: Pack, length: int | None = None) -> Encoder:
         """The pack as both models' tokens, in windows of at most `length` tokens."""
@@ -270,7 +292,7 @@ class Frame:
             heads: Whether to divide what attention does among its heads too.
         """
         if not heads and (nodes, True) in self._paths:
-            return self._paths[nodes, True]._replace(heads={})
+            return replace(self._paths[nodes, True], heads={})
         if (nodes, heads) not in self._paths:
             self._paths[nodes, heads] = self._path(nodes, heads)
         return self._paths[nodes, heads]
@@ -285,13 +307,33 @@ class Frame:
         acts: dict[str, Tensor] = {}
         divided: dict[str, Tensor] = {}
         for alpha, weight in zip(alphas.tolist(), weights.tolist(), strict=True):
-            slopes = self.pair.hybrid.slopes(batch, alpha, heads)
-            self._check(self.pair.hybrid.model, self.base, slopes.likelihood.cpu())
+            slopes = self._slopes(alpha, heads)
             mine.append(self._by_unit(self.base, slopes.likelihood))
             for found, given in ((acts, slopes.acts), (divided, slopes.heads)):
                 for path, act in given.items():
                     found[path] = found.get(path, 0) - weight * act.cpu()
-        return Path(alphas, torch.stack(mine), self._ends, batch.ids.shape, acts, divided)
+        return Path(batch.ids.shape, acts, divided, alphas, torch.stack(mine), self._ends)
+
+    def outset(self, heads: bool = False) -> "Acts":
+        """What the weights would do if the path went on as it sets out from base.
+
+        Args:
+            heads: Whether to divide what attention does among its heads too.
+        """
+        if heads not in self._outsets:
+            slopes = self._slopes(0.0, heads)
+            given = ({n: -act.cpu() for n, act in z.items()} for z in (slopes.acts, slopes.heads))
+            self._outsets[heads] = Acts(self.base.batch.ids.shape, *given)
+        return self._outsets[heads]
+
+    @cached_property
+    def _outsets(self) -> dict[bool, "Acts"]:
+        return {}
+
+    def _slopes(self, alpha: float, heads: bool) -> Slopes:
+        slopes = self.pair.hybrid.slopes(self.base.batch, alpha, heads)
+        self._check(self.pair.hybrid.model, self.base, slopes.likelihood.cpu())
+        return slopes
 
     @cached_property
     def _ends(self) -> Tensor:
@@ -300,6 +342,41 @@ class Frame:
             return torch.stack(self.likelihoods)
         found = (self.pair.hybrid.likelihoods(self.base.batch, alpha) for alpha in (0.0, 1.0))
         return torch.stack([self._by_unit(self.base, likelihood) for likelihood in found])
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The pairs of answers that the rows are, chosen before rejected; base is the reference."""
+        rows, count = torch.as_tensor(self.row_of_scored), len(self.windows)
+        none = torch.zeros(count, dtype=torch.float64)
+        reference, own = (none.index_add(0, rows, z.double()) for z in self.likelihoods)
+        lengths = torch.bincount(rows, minlength=count).double()
+        return Answers(
+            own[::2], own[1::2], lengths[::2], lengths[1::2], reference[::2], reference[1::2]
+        )
+
+    def products(
+        self, trained: Sequence[str] = ("*",), size: int = 2, by_token: bool = False
+    ) -> Products:
+        """Inner products of the gradients that aligned's likelihoods of the rows have.
+
+        Args:
+            trained: Patterns that name the parameters to take gradients by.
+            size: Rows in a group; those of a pair stand together.
+            by_token: Whether to divide by token what two rows have in common.
+
+        Raises:
+            DriftlensError: A pattern names no parameter, or the model's are out of reach.
+        """
+        key = tuple(trained), size
+        found = self._products.get(key)
+        if found is None or (by_token and found.by_token is None):
+            gradients = self.pair.gradients(tuple(trained))
+            found = self._products[key] = gradients.products(self.aligned.batch, size, by_token)
+        return found
+
+    @cached_property
+    def _products(self) -> dict[tuple, Products]:
+        return {}
 
     @cached_property
     def row_of_scored(self) -> np.ndarray:
@@ -372,28 +449,19 @@ class _Grafts:
     streams: dict[Site, Tensor] = field(default_factory=dict)
 
 
-class Path(NamedTuple):
-    """What the weights do along the path from base to aligned.
+@dataclass(frozen=True)
+class Acts:
+    """What the weights do along the path from base to aligned, by module and by token.
 
     Divided by heads or not, as it was asked for; `of` must be given pieces of the same division.
     """
-
-    alphas: np.ndarray
-    """[node] places on the path; 0 is base and 1 is aligned."""
-
-    likelihoods: Tensor
-    """[node, scored unit] log-likelihoods there, in nats, float64."""
-
-    ends: Tensor
-    """[2, scored unit] log-likelihoods of base and of aligned in the path's precision, float64."""
 
     shape: torch.Size
     """Rows and tokens of the batch."""
 
     acts: Mapping[str, Tensor]
     """For each module by path, [row, token] what its weights add to the row's loss by their use
-    at each token, in nats, float64. All of them add up to the rise in the row's loss, but for the
-    error of the quadrature."""
+    at each token, in nats, float64."""
 
     heads: Mapping[str, Tensor]
     """For each module of attention, [row, token, head] each head's part of it, if asked for."""
@@ -415,6 +483,23 @@ class Path(NamedTuple):
                 # What no head has, such as the bias of what all of them write.
                 total -= self.heads[weight.module].sum(-1)
         return total
+
+
+@dataclass(frozen=True)
+class Path(Acts):
+    """The acts of the whole path: all of them add up to the rise in each row's loss.
+
+    But for the error of the quadrature.
+    """
+
+    alphas: np.ndarray
+    """[node] places on the path; 0 is base and 1 is aligned."""
+
+    likelihoods: Tensor
+    """[node, scored unit] log-likelihoods there, in nats, float64."""
+
+    ends: Tensor
+    """[2, scored unit] log-likelihoods of base and of aligned in the path's precision, float64."""
 
 
 def _not_finite(model: Model, trace: Trace, frame: Frame) -> DriftlensError:

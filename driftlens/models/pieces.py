@@ -50,7 +50,7 @@ class Piece:
     A norm belongs to the component that runs next; `norm` is the final one.
     """
 
-    weights: tuple[Weight, ...] = field(repr=False, hash=False)
+    weights: tuple[Weight, ...] = field(default=(), repr=False, hash=False)
 
     @property
     def words(self) -> str:
@@ -67,6 +67,11 @@ class Piece:
         if self.component in ("all", self.layer):
             return self.layer
         return f"{self.layer}.{self.component}"
+
+
+def called(layers: Iterable[str], components: Iterable[str]) -> list[str]:
+    """How pieces are called in pictures, by their layers and components."""
+    return [str(Piece(*names)) for names in zip(layers, components, strict=True)]
 
 
 def pieces(owners: Mapping[str, "Owner"], by: By) -> tuple[Piece, ...]:

@@ -4,15 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["in", "attn", "mlp", "out"]
+Part = Literal["in", "heads", "attn", "mlp", "out"]
 
 
 @dataclass(frozen=True, order=True)
 class Site:
     """A place where a tensor can be read, replaced or differentiated.
 
-    Blocks are counted from 0. `attn` and `mlp` are what these add to the residual stream; `out`
-    is the stream that leaves the block. The stream that enters block 0 is the embedding.
+    Blocks are counted from 0. `attn` and `mlp` are what these add to the residual stream; `heads`
+    is what attention's heads give, side by side, as it enters their output map; `out` is the
+    stream that leaves the block. The stream that enters block 0 is the embedding.
     """
 
     layer: int

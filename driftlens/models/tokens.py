@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.packs import Pack
+from driftlens.packs import ANSWERS, Pack
 
 Place = tuple[Tensor, Tensor]
 """Row and token numbers of some places in a batch."""
@@ -182,10 +182,13 @@ class Encoder:
     """A pack as the tokens of both models, a few windows at a time.
 
     Args:
-        pack: What is shown.
+        pack: What is shown; preferences in pairs of a chosen and a rejected answer, as
+            `driftlens.packs.checked` holds them to.
         tokenizers: Those of base and aligned.
         length: The most tokens that a window may have. A longer document is read in windows that
-            overlap by half, and each of its units counts once, where it has most context.
+            overlap by half, and each of its units counts once, where it has most context. Of
+            preferences, whose answers count whole or not at all, a longer one is left out with
+            the other of its pair.
         masked: Whether the models fill in masked tokens instead of continuing the text.
 
     Raises:
@@ -201,40 +204,42 @@ class Encoder:
         # A model that continues text can score a first token only if something precedes it; the
         # published stereotype scores start every sentence from the beginning-of-text token.
         self.begin = pack.kind == "stereotype" and not masked
+        self.paired = pack.kind == "preference"
         self.document = lru_cache(maxsize=64)(self._document)
         self.same, self.windowed, self.skipped = True, 0, 0
         self.plan: list[Window] = []
         self.tokens = 0
-        for number in range(len(pack.examples)):
-            document = self._document(number)
-            if not document.scored.any():
-                self.skipped += 1
+        for numbers in self._together():
+            documents = [self._document(number) for number in numbers]
+            if not all(self._countable(document) for document in documents):
+                self.skipped += len(numbers)
                 continue
-            self.same &= document.same
-            self.windowed += len(document.windows) > 1
-            self.tokens += len(document.start)
-            for w, (first, _, last) in enumerate(document.windows):
-                sizes = [_length(side, first, last) for side in document.sides]
-                self.plan.append(Window(number, w, max(sizes)))
+            for number, document in zip(numbers, documents, strict=True):
+                self.same &= document.same
+                self.windowed += len(document.windows) > 1
+                self.tokens += len(document.start)
+                for w, (first, _, last) in enumerate(document.windows):
+                    sizes = [_length(side, first, last) for side in document.sides]
+                    self.plan.append(Window(number, w, max(sizes)))
         if not self.plan:
-            raise DriftlensError(
-                "text of at least two tokens that both tokenizers cut at common places",
-                found=f"none in {pack.name} ({len(pack.examples)} documents)",
-                remedy="Give longer text, or models with related tokenizers.",
-            )
+            raise self._nothing()
 
     def batches(self, tokens: int, rows: int | None = None) -> list[list[Window]]:
-        """The plan in batches of alike lengths, of about `tokens` tokens or exactly `rows` rows."""
+        """The plan in batches of alike lengths, of about `tokens` tokens or exactly `rows` rows.
+
+        The two answers of a preference follow one another in one batch, the chosen one first,
+        so that a batch holds one pair at least, and never half of one.
+        """
+        step = 2 if self.paired else 1
+        pieces = [self.plan[first : first + step] for first in range(0, len(self.plan), step)]
         batches: list[list[Window]] = []
-        for window in sorted(self.plan, key=lambda w: (-w.length, w.example, w.number)):
-            full = not batches or (
-                len(batches[-1]) >= rows
-                if rows
-                else (len(batches[-1]) + 1) * batches[-1][0].length > tokens
-            )
-            if full:
+        widest = 0
+        for piece in sorted(pieces, key=_order):
+            size = len(batches[-1]) + step if batches else 0
+            if not batches or (size > rows if rows else size * widest > tokens):
                 batches.append([])
-            batches[-1].append(window)
+                widest = max(window.length for window in piece)
+            batches[-1] += piece
         return batches
 
     def encode(self, windows: Sequence[Window]) -> tuple[Batch, Batch, Units]:
@@ -271,6 +276,39 @@ class Encoder:
                 found[row] = self.tokenizers[0].convert_ids_to_tokens(token)
         return found
 
+    def _together(self) -> list[list[int]]:
+        """Numbers of the examples that are shown together or not at all."""
+        if not self.paired:
+            return [[number] for number in range(len(self.pack.examples))]
+        pairs: dict[object, list[int]] = {}
+        for number, example in enumerate(self.pack.examples):
+            pairs.setdefault(example.group, []).append(number)
+        of = {role: place for place, role in enumerate(ANSWERS)}
+        return [sorted(p, key=lambda n: of[self.pack.examples[n].role]) for p in pairs.values()]
+
+    def _countable(self, document: Document) -> bool:
+        """Whether it has something to score, and fits if it must not be cut."""
+        units = len(document.start)
+        fits = not self.paired or all(
+            _length(side, 0, units) <= self.length for side in document.sides if units
+        )
+        return fits and bool(document.scored.any())
+
+    def _nothing(self) -> DriftlensError:
+        documents = f"none in {self.pack.name} ({len(self.pack.examples)} documents)"
+        if self.paired:
+            return DriftlensError(
+                f"a pair of answers of which neither has more than {self.length} tokens with its "
+                "prompt, nor less than one that something precedes",
+                found=documents,
+                remedy="Give a larger --max-length, or shorter pairs.",
+            )
+        return DriftlensError(
+            "text of at least two tokens that both tokenizers cut at common places",
+            found=documents,
+            remedy="Give longer text, or models with related tokenizers.",
+        )
+
     def _document(self, number: int) -> Document:
         example = self.pack.examples[number]
         base = _tokens(self.tokenizers[0], example.text, self.begin)
@@ -299,8 +337,13 @@ class Encoder:
             ends,
             _bytes(example.text, ends),
             scored,
-            tuple(_windows(sides, self.length, len(ends))),
+            self._cuts(sides, len(ends)),
         )
+
+    def _cuts(self, sides: Sequence[Side], units: int) -> tuple[tuple[int, int, int], ...]:
+        if self.paired:
+            return ((0, 0, units),)
+        return tuple(_windows(sides, self.length, units))
 
     def _side(self, row: "_Tokens", closing: np.ndarray) -> Side:
         if self.masked:
@@ -408,6 +451,11 @@ def _bytes(text: str, ends: np.ndarray) -> np.ndarray:
     upto = np.zeros(len(text) + 1, dtype=np.int64)
     upto[1:] = np.cumsum([len(c.encode("utf-8", "surrogatepass")) for c in text])
     return np.diff(upto[ends], prepend=0)
+
+
+def _order(piece: Sequence[Window]) -> tuple[int, int, int]:
+    """By which pieces of the plan are shown: the longest first."""
+    return -max(window.length for window in piece), piece[0].example, piece[0].number
 
 
 def _length(side: Side, first: int, last: int) -> int:

@@ -26,6 +26,8 @@ from .html import page
 SCHEMA_VERSION = "1.0"
 FORMATS = ("html", "json", "parquet", "figures")
 PAGE, RECORD, TABLES, FIGURES = "index.html", "results.json", "tables", "figures"
+SAFE = "safe.jsonl"
+"""The examples that a check found nothing against."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Report:
         *,
         overwrite: bool = False,
         formats: Collection[str] = FORMATS,
+        safe: Sequence[Mapping[str, Any]] | None = None,
     ) -> Path:
         """Write the report, whole or not at all; return its page, or its record without one.
 
@@ -75,6 +78,7 @@ class Report:
             folder: Where; nothing may stand there, unless it is a report and `overwrite` is said.
             overwrite: Whether to replace an earlier report.
             formats: Which of html, json, parquet and figures to write.
+            safe: Records to write beside it, one a line.
         """
         if not formats or not set(formats) <= set(FORMATS):
             raise DriftlensError(
@@ -82,7 +86,10 @@ class Report:
                 found=", ".join(formats) or "none",
                 remedy="Leave --format out to write them all.",
             )
-        with staged(folder, {PAGE, RECORD, TABLES, FIGURES}, overwrite=overwrite) as draft:
+        with staged(folder, {PAGE, RECORD, TABLES, FIGURES, SAFE}, overwrite=overwrite) as draft:
+            if safe is not None:
+                lines = (json.dumps(record, ensure_ascii=False, default=str) for record in safe)
+                put(draft / SAFE, "".join(f"{line}\n" for line in lines).encode())
             drawings = self._draw(draft if "figures" in formats else None)
             tables = self._tables(draft) if "parquet" in formats else [None for _ in self.results]
             if "html" in formats:

@@ -1,6 +1,7 @@
 """What was found: numbers with their errors and units, their table and their figure."""
 
 from . import figures
+from .divided import Divided
 from .numbers import Estimate, multiple, shown
 from .result import Check, Result, column, fact, kinds, same, value
 from .store import load, save
@@ -8,6 +9,7 @@ from .views import DocumentView, TextView, TokenView
 
 __all__ = [
     "Check",
+    "Divided",
     "DocumentView",
     "Estimate",
     "Result",

@@ -195,6 +195,49 @@ def pairs(
     return panel.figure
 
 
+def points(
+    x: np.ndarray,
+    y: np.ndarray,
+    groups: Sequence[str] | np.ndarray,
+    *,
+    names: Mapping[str, str],
+    xlabel: str,
+    ylabel: str,
+    lines: tuple[float, float] | None = None,
+    within: tuple[float, float] | None = None,
+    on: "Axes | None" = None,
+) -> "Figure":
+    """Points on a plane, told apart by colour and marker.
+
+    Args:
+        x: [point] places across.
+        y: [point] places up.
+        groups: [point] which of `names` each belongs to.
+        names: What each group is called; those without a point are left out.
+        xlabel: What x is, with its unit.
+        ylabel: What y is, with its unit.
+        lines: Where a line stands across x, and across y.
+        within: Bounds of both axes; what lies outside is drawn at them.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, ylabel)
+    low, high = within or (-np.inf, np.inf)
+    x, y = (np.clip(_finite(z), low, high) for z in (x, y))
+    groups = np.asarray(groups)
+    if lines:
+        panel.axvline(lines[0], color=GREY, linewidth=0.9, linestyle=":")
+        panel.axhline(lines[1], color=GREY, linewidth=0.9, linestyle=":")
+    looks = zip(names.items(), (GREEN, ALIGNED, BASE, PURPLE, GREY), MARKERS, strict=False)
+    for (group, name), colour, marker in looks:
+        mine = groups == group
+        if mine.any():
+            style = {"linestyle": "none", "marker": marker, "markersize": 5, "alpha": 0.8}
+            panel.plot(x[mine], y[mine], color=colour, label=visible(name), **style)
+    if len(groups):
+        _legend(panel)
+    return panel.figure
+
+
 def heatmap(
     matrix: np.ndarray,
     *,

@@ -1,7 +1,7 @@
 """A result declares its numbers and units once; its table, its record and its label follow."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -22,9 +22,12 @@ def value(unit: str, **options: Any) -> Any:
     return field(metadata={"role": "value", "unit": unit}, **options)
 
 
-def column(unit: str = "", **options: Any) -> Any:
-    """A field that is a column of the table: [row] numbers, truths or strings."""
-    return field(metadata={"role": "column", "unit": unit}, **options)
+def column(unit: str = "", *, named: str = "", **options: Any) -> Any:
+    """A field that is a column of the table: [row] numbers, truths or strings.
+
+    Where a value has the name that the column needs, the column is `named` so in the table.
+    """
+    return field(metadata={"role": "column", "unit": unit, "named": named}, **options)
 
 
 def fact(unit: str = "", **options: Any) -> Any:
@@ -127,7 +130,7 @@ class Result:
 
     def columns(self) -> dict[str, np.ndarray]:
         """[row] array by name of column."""
-        return {name: getattr(self, name) for name in self._names("column")}
+        return {_named(f): getattr(self, f.name) for f in self._columns()}
 
     def rows(self) -> int:
         """How many rows the table has."""
@@ -135,7 +138,7 @@ class Result:
 
     def units(self) -> dict[str, str]:
         """Unit by name of column."""
-        return {name: self.unit(name) for name in self._names("column")}
+        return {_named(f): f.metadata["unit"] for f in self._columns()}
 
     def figure(self) -> "Figure | None":
         """The picture of it, if one says more than the table."""
@@ -144,7 +147,7 @@ class Result:
     def alt(self) -> str:
         """What the figure shows, for someone who cannot see it."""
         measured = [name for name, rows in self.columns().items() if rows.dtype.kind == "f"]
-        ranges = "; ".join(map(self._range, measured[:3]))
+        ranges = "; ".join(self._range(name) for name in measured[:3])
         return f"{self.summary()} {ranges[0].upper()}{ranges[1:]}." if ranges else self.summary()
 
     def summary(self) -> str:
@@ -196,7 +199,7 @@ class Result:
 
     def label(self, name: str) -> str:
         """A field's name and unit, as an axis of a figure shows them."""
-        words, unit = name.replace("_", " "), self.unit(name)
+        words, unit = name.replace("_", " "), self.units().get(name) or self.unit(name)
         return f"{words} [{unit}]" if unit else words
 
     def above_floor(self, name: str) -> Any:
@@ -215,8 +218,11 @@ class Result:
     def _names(self, role: str) -> list[str]:
         return [f.name for f in fields(self) if f.metadata.get("role") == role]
 
+    def _columns(self) -> list[Field]:
+        return [f for f in fields(self) if f.metadata.get("role") == "column"]
+
     def _range(self, name: str) -> str:
-        rows = getattr(self, name)
+        rows = self.columns()[name]
         rows = rows[np.isfinite(rows)]
         if not len(rows):
             return f"{self.label(name)} undefined"
@@ -292,15 +298,20 @@ def _rebuilt(cls: type[Result], record: Mapping[str, Any], columns: Mapping[str,
     for f in fields(cls):
         if not (role := f.metadata.get("role")):
             continue
-        store = stores.get(role, columns)
-        if f.name not in store:
+        store, name = stores.get(role, columns), _named(f)
+        if name not in store:
             raise DriftlensError(
-                f"a {role} called {f.name} in a stored result of kind {cls.kind}",
+                f"a {role} called {name} in a stored result of kind {cls.kind}",
                 found=", ".join(store) or "none",
                 remedy="Measure again, or install the version that wrote it.",
             )
-        given[f.name] = _read(store[f.name])
+        given[f.name] = _read(store[name])
     return cls(**given)
+
+
+def _named(f: Field) -> str:
+    """What the table calls a column, and everyone any other field."""
+    return f.metadata.get("named") or f.name
 
 
 def _read(stored: Any) -> Any:
@@ -366,9 +377,8 @@ def _column(name: str, rows: Any) -> np.ndarray:
 
 def _comparable(result: Result) -> str:
     """All but the columns, as a text in which NaN equals NaN."""
-    return repr(
-        {f.name: getattr(result, f.name) for f in fields(result)} | dict.fromkeys(result.columns())
-    )
+    rest = dict.fromkeys(f.name for f in result._columns())
+    return repr({f.name: getattr(result, f.name) for f in fields(result)} | rest)
 
 
 def _same_rows(left: np.ndarray, right: np.ndarray) -> bool:

@@ -1,0 +1,170 @@
+"""What training on a preference set would do to a model, before anyone trains."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import doctor
+from .diagnostics import (
+    CapabilityConflict,
+    Entanglement,
+    EntanglementByLayer,
+    EntanglementByPosition,
+    PreferenceFacts,
+    PreferenceLosses,
+)
+from .errors import DriftlensError
+from .formulas.preferences import DPO, Loss
+from .metric import Metric, measure
+from .models import ModelPair
+from .models.gradients import trainable
+from .models.hybrid import plain
+from .packs import Example, Pack
+from .preferences import FAULTS, Fault, Preferences
+from .results import Check, Result
+
+PROTECTED = "everyday"
+"""The shipped pack that stands for what a model can, where none is named."""
+
+GATES_ON = 12
+"""Texts on which the gates are tried."""
+
+USUAL = DPO()
+"""The loss that is meant where none is named."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask of a check; the names are those of the command line."""
+
+    loss: Loss = USUAL
+    """What would be trained with."""
+    trained: tuple[str, ...] = ("*",)
+    """Patterns that name the weights to be trained."""
+    append_eos: bool = False
+    """Whether answers that are strings are closed with the end-of-text token."""
+    seed: int = 0
+    """Of every draw."""
+    level: float = 0.95
+    """Share of bootstrap draws that an interval holds."""
+    rows: int | None = None
+    """Answers to show at a time, two for a pair; None plans by memory."""
+    length: int | None = None
+    """The most tokens of prompt and answer; longer pairs are left out."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found of a preference set and a model."""
+
+    pack: Pack
+    """The pairs that were shown."""
+    faults: tuple[Fault, ...]
+    """What is wrong with pairs, those that were left out among them."""
+    checks: Sequence[Check]
+    """The gates."""
+    results: Sequence[Result]
+    """What was measured, in the order in which it is read."""
+
+    def safe(self, preferences: Preferences) -> list[Mapping[str, Any]]:
+        """The records of the pairs that would move as meant, as they were read."""
+        found = next(r for r in self.results if r.kind == "entanglement").columns()
+        good = set(found["pair"][found["case"] == "ideal"].tolist())
+        return [pair.record for pair in preferences.pairs if pair.number in good]
+
+
+def check(
+    pair: ModelPair,
+    preferences: Preferences,
+    options: Options = Options(),
+    *,
+    protect: Pack | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Preflight:
+    """Look at a preference set through the gradients of the model that is to be trained.
+
+    Args:
+        pair: The reference as base, and the model to be trained as aligned; a pair of the model
+            with itself where training starts at its reference.
+        preferences: The set.
+        options: What would be trained, and how.
+        protect: Texts whose likelihood is to be kept; None takes none.
+        progress: Told the set's name, and how many answers of how many are done.
+
+    Raises:
+        DriftlensError: No weight is named, no pair is left, or a gradient is 0 or not finite.
+    """
+    model = plain(pair.aligned)
+    if not model.causal:
+        raise DriftlensError(
+            "a model that continues text, to train on answers",
+            found=f"{model.name}, which fills in masked tokens",
+            remedy="Give a causal language model.",
+        )
+    trainable(model, options.trained)
+    context = min(n for n in (options.length, model.context, 2**31) if n is not None)
+    pack, faults = preferences.pack(model.tokenizer, length=context, append_eos=options.append_eos)
+    checks = [*_gates(pair, pack, options), _faulty(preferences, pack, faults)]
+    doctor.require(checks)
+    how: dict[str, Any] = {"seed": options.seed, "level": options.level}
+    asked: dict[str, Any] = {"loss": options.loss, "trained": options.trained, **how}
+    metrics: list[Metric] = [
+        PreferenceFacts(_counted(faults), options.loss, **how),
+        # Before the others, which need less of the same gradients.
+        EntanglementByPosition(**asked),
+        Entanglement(**asked),
+        EntanglementByLayer(**asked),
+        PreferenceLosses(**asked),
+    ]
+    if protect is not None:
+        metrics.append(CapabilityConflict(protect, **asked))
+
+    def told(done: int, of: int) -> None:
+        if progress is not None:
+            progress(pack.name, done, of)
+
+    results = measure(pair, pack, metrics, rows=options.rows, length=context, progress=told)
+    facts, position, pairs, *rest = results
+    ordered = [pairs, facts, *rest[:1], position, *rest[1:]]
+    return Preflight(pack, faults, checks, [_told(r, pair, options) for r in ordered])
+
+
+def _gates(pair: ModelPair, pack: Pack, options: Options) -> list[Check]:
+    """The gates of a single model, on the pairs' texts."""
+    texts = [Example(example.text) for example in pack.examples[:GATES_ON]]
+    few = Pack(pack.name, "text", texts)
+    return doctor.examine(
+        pair, [few], allow_identical=True, length=options.length, gates=doctor.ALONE
+    )
+
+
+def _faulty(preferences: Preferences, pack: Pack, faults: Sequence[Fault]) -> Check:
+    """How many pairs could be shown."""
+    shown, of = len(pack.examples) // 2, len(preferences.pairs)
+    counts = ", ".join(f"{kind} {pairs}" for kind, (pairs, _, _) in _counted(faults).items())
+    detail = f"{shown} of {of} can be shown" + (f"; {counts}" if counts else "")
+    return Check("pairs", "pass" if shown == of else "warn", detail)
+
+
+def _counted(faults: Sequence[Fault]) -> dict[str, tuple[int, int, str]]:
+    """By kind of fault, how many pairs have it, how many were left out, and the first in words."""
+    found: dict[str, tuple[int, int, str]] = {}
+    for kind, (words, kept) in FAULTS.items():
+        mine = [fault for fault in faults if fault.kind == kind]
+        if mine:
+            pairs = len({fault.pair for fault in mine})
+            first = f"{words} Pair {mine[0].pair}: {mine[0].detail}"
+            found[kind] = pairs, 0 if kept else pairs, first
+    return found
+
+
+def _told(result: Result, pair: ModelPair, options: Options) -> Result:
+    """A result that says what the reference was."""
+    if not getattr(options.loss, "needs_reference", False):
+        return result
+    said = (
+        "The reference is the model itself, as where training begins."
+        if pair.base is pair.aligned
+        else f"The reference is {pair.base.name}."
+    )
+    return replace(result, notes=(said, *result.notes))
