@@ -15,13 +15,18 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_its_python_runs_as_it_stands(code, tmp_path):
+def run(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "Loss rose by" in done.stdout
+    return done.stdout
+
+
+def test_its_python_runs_as_it_stands(tmp_path):
+    compare, before = blocks("python")
+    assert "would first move as meant" in run(before, tmp_path)
+    assert "Loss rose by" in run(compare, tmp_path)
     assert (tmp_path / "reports/mine/index.html").exists()
     assert (tmp_path / "drift.png").stat().st_size > 10_000
 
