@@ -215,6 +215,40 @@ def products(
     return Gradients(model, trained).products(batch, size, by_token)
 
 
+def by_scored_token(
+    model: HookedModel, batch: Batch, trained: frozenset[Key], tokens: int = 4096
+) -> list[Tensor]:
+    """What every scored token of one answer has to do with every one of the other.
+
+    With g^t the gradient of the log-likelihood of token t alone, ⟨g_w^t, g_l^u⟩ for each pair of
+    rows; they add up to the pair's ⟨g_w, g_l⟩. Each token is scored in a copy of its text up to
+    there, so that this costs as many times more as the answers have tokens.
+
+    Args:
+        model: A causal model.
+        batch: Pairs of rows, a chosen one before a rejected one.
+        trained: The parameters to look at, by `trainable`.
+        tokens: About how many tokens are read at once; less memory takes more passes.
+
+    Returns:
+        For each pair, [chosen token, rejected token] inner products, float64.
+
+    Raises:
+        DriftlensError: A parameter has no gradient of its own to be found.
+    """
+    gradients = Gradients(model, trained)
+    texts = [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    # Places are counted without what pads on the left.
+    places = (batch.mask.cumsum(1) - 1)[batch.target]
+    scored = [places[batch.target[0] == row].tolist() for row in range(len(texts))]
+    rows = [[text[: place + 1] for place in mine] for text, mine in zip(texts, scored, strict=True)]
+    return [
+        _blocks(gradients, chosen, rejected, max(1, tokens // (2 * len(longest))))
+        for chosen, rejected in zip(rows[::2], rows[1::2], strict=True)
+        for longest in [max(chosen + rejected, key=len, default=())]
+    ]
+
+
 def _quantised(parameter: Tensor) -> bool:
     return not parameter.is_floating_point() or hasattr(parameter, "quant_state")
 
@@ -313,6 +347,7 @@ class _Call:
 
     inputs: tuple
     keywords: dict
+    given: tuple[Tensor, ...]
     spread: _Spread
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
@@ -362,9 +397,11 @@ class _Sums:
         def listen(module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> Any:
             if self.busy:
                 return None
-            call = _Call(inputs, keywords, spread)
-            self.calls.setdefault(path, []).append(call)
             given = tensors(output)
+            # What a linear map gave is wide, and never needed.
+            kept = () if _kind(module) == "linear" else tuple(t.detach() for t in given)
+            call = _Call(inputs, keywords, kept, spread)
+            self.calls.setdefault(path, []).append(call)
 
             def pulled(number: int) -> Callable[[Tensor], None]:
                 def take(gradient: Tensor) -> None:
@@ -590,7 +627,10 @@ class _Sums:
         gradient = self._gradient(path, call)
         if part == "shift":
             return gradient
-        unit = self._with(module, name, torch.ones_like(own), call)
+        if part == "scale" and bool(own.all()):
+            unit = _wide(call.given[0]) / own
+        else:
+            unit = self._with(module, name, torch.ones_like(own), call)
         if part == "either":
             unit = unit - self._with(module, name, torch.zeros_like(own), call)
         return gradient * call.spread.placed(unit, axis)
@@ -630,7 +670,7 @@ class _Sums:
     ) -> None:
         """A parameter whose gradient is a sum over tokens of small vectors."""
         gradient = self._grouped(gradient)
-        whole = gradient.sum(2, dtype=torch.float64)
+        whole = gradient.sum(2).double()
         self._add(path, name, whole @ whole.mT, spread.first // self.size)
         if self.map is not None and self.size > 1:
             times = calls * spread.tokens
@@ -793,3 +833,26 @@ def _detached(given: Any) -> Any:
     if isinstance(given, dict):
         return {name: _detached(value) for name, value in given.items()}
     return type(given)(map(_detached, given)) if type(given) in (tuple, list) else given
+
+
+def _blocks(
+    gradients: Gradients, chosen: Sequence[Tensor], rejected: Sequence[Tensor], step: int
+) -> Tensor:
+    """[chosen, rejected] inner products of the gradients by texts' last tokens."""
+    found = torch.zeros(len(chosen), len(rejected), dtype=torch.float64)
+    for i in range(0, len(chosen), step):
+        for j in range(0, len(rejected), step):
+            mine, theirs = chosen[i : i + step], rejected[j : j + step]
+            batch = _last_scored([*mine, *theirs])
+            total = gradients.products(batch, len(batch.ids)).total[0]
+            found[i : i + step, j : j + step] = total[: len(mine), len(mine) :]
+    return found
+
+
+def _last_scored(texts: Sequence[Tensor]) -> Batch:
+    """Texts of which the last token alone is scored."""
+    ids = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
+    lengths = torch.tensor([len(text) for text in texts], device=ids.device)
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    number = torch.arange(len(texts), device=ids.device)
+    return Batch(ids, mask, (number[:0], number[:0]), (number, lengths - 1), number)

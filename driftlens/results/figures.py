@@ -26,9 +26,9 @@ BASE, ALIGNED, GREEN, PURPLE, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7
 INK, GREY = "#22313f", "#8a929a"
 """Ink becomes the colour of the page's text; grey stands on light and on dark."""
 
-PALETTE = (BASE, ALIGNED, GREEN, PURPLE, YELLOW, GREY)
-STROKES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-")
-MARKERS = ("o", "s", "^", "D", "v", "x")
+PALETTE = (BASE, ALIGNED, GREEN, PURPLE, YELLOW, GREY, "#56b4e9")
+STROKES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "x", "P")
 
 WIDTH, HEIGHT = 7.2, 3.2
 """Inches of a figure with one panel; the page is about as wide."""
