@@ -342,7 +342,8 @@ def _documents(patient: Patient) -> Check:
             )
         if encoder.skipped:
             skipped += encoder.skipped
-            notes.append(f"{encoder.skipped} left out, with no token to score")
+            why = f"longer than {encoder.length} tokens or " if encoder.paired else ""
+            notes.append(f"{encoder.skipped} left out, {why}with no token to score")
         said.append(f"{pack.name}: {', '.join(notes)}")
     return Check("documents", "warn" if skipped else "pass", "; ".join(said))
 

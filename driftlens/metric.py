@@ -159,7 +159,7 @@ def measure(
 
     Raises:
         DriftlensError: A metric cannot be taken of such a pair or pack, a model's numbers are
-            not finite, or one window alone does not fit into memory.
+            not finite, or one window alone, or one pair of them, does not fit into memory.
     """
     encoder = pair.encoder(pack, length)
     _check(pair, pack, encoder, _wants(metrics))
@@ -224,7 +224,11 @@ def _look(
     metrics: Sequence[Metric],
     wants: Wants,
 ) -> list[Metric]:
-    """What each metric sees in some windows, halved until they fit into memory."""
+    """What each metric sees in some windows, halved until they fit into memory.
+
+    The two answers of a pair are never parted.
+    """
+    step = 2 if encoder.paired else 1
     try:
         frame = pair.frame(encoder, windows, wants)
         parts = [metric.empty() for metric in metrics]
@@ -234,16 +238,18 @@ def _look(
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        if len(windows) == 1:
+        if len(windows) <= step:
+            what = "the two answers of a pair" if encoder.paired else "one window"
+            longest = max(window.length for window in windows)
             raise DriftlensError(
-                f"memory for one window of {windows[0].length} tokens",
+                f"memory for {what} of {longest} tokens",
                 found="less",
                 remedy="Give a smaller --max-length, fewer --layers, or a larger device.",
             ) from None
     # Outside the handler, so that the failed pass is freed before the next.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = len(windows) // 2
+    half = len(windows) // (2 * step) * step
     left = _look(pair, encoder, windows[:half], metrics, wants)
     right = _look(pair, encoder, windows[half:], metrics, wants)
     return [a.merge(b) for a, b in zip(left, right, strict=True)]

@@ -22,7 +22,7 @@ from .doctor import Floors, divisible, noise_floor, resumable
 from .metric import Metric, measure
 from .models import ModelPair
 from .models.tokens import Encoder
-from .packs import Pack
+from .packs import Pack, refuse_preferences
 from .partial import Partial
 from .results import Check, Result
 
@@ -76,7 +76,11 @@ def examine(
         checks: The gates that the pair went through; what they say does not hold is left out.
         partial: Where to keep what is done, and to take it up from.
         progress: Told the pack's name, and how many windows of how many are done.
+
+    Raises:
+        DriftlensError: A pack holds preferences, which are no text to compare two models on.
     """
+    refuse_preferences(packs)
     for number, pack in enumerate(packs):
         results = partial.results(number) if partial else None
         if results is None:
@@ -90,7 +94,12 @@ def examine(
 def applicable(
     pair: ModelPair, encoder: Encoder, options: Options, checks: Sequence[Check] = ()
 ) -> list[Metric]:
-    """The metrics of the plan that can be taken of such a pair and pack."""
+    """The metrics of the plan that can be taken of such a pair and pack.
+
+    Raises:
+        DriftlensError: The pack holds preferences, which are no text to compare two models on.
+    """
+    refuse_preferences([encoder.pack])
     resumed = pair.base.causal and resumable(checks)
     return [
         metric

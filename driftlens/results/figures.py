@@ -30,6 +30,9 @@ PALETTE = (BASE, ALIGNED, GREEN, PURPLE, YELLOW, GREY, "#56b4e9")
 STROKES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "x", "P")
 
+MARKS = ((GREEN, "D"), (PURPLE, "^"), (YELLOW, "v"))
+"""What marks heights that stand beside bars."""
+
 WIDTH, HEIGHT = 7.2, 3.2
 """Inches of a figure with one panel; the page is about as wide."""
 
@@ -131,7 +134,7 @@ def bars(
         ylabel: What the heights are, with their unit.
         xlabel: What the bars are.
         floor: Size below which a height cannot be told from noise.
-        second: [bar] other heights by name, drawn as diamonds.
+        second: [bar] other heights by name, at most three, drawn as marks.
         label: Name of the bars, where a second has one.
         on: A panel to draw in, instead of a figure of its own.
     """
@@ -148,8 +151,10 @@ def bars(
     if low is not None and high is not None:
         spread = np.clip([values - _finite(low), _finite(high) - values], 0, None)
         panel.errorbar(at, values, spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-    for (name, heights), colour in zip((second or {}).items(), (GREEN, PURPLE), strict=False):
-        style = {"marker": "D", "markersize": 5, "linestyle": "none", "markerfacecolor": "none"}
+    others = list((second or {}).items())
+    assert len(others) <= len(MARKS), "as many as can be told apart"
+    for (name, heights), (colour, marker) in zip(others, MARKS, strict=False):
+        style = {"marker": marker, "markersize": 5, "linestyle": "none", "markerfacecolor": "none"}
         panel.plot(
             at, _finite(heights), color=colour, markeredgewidth=1.4, label=visible(name), **style
         )
