@@ -342,8 +342,12 @@ def check(
         str | None, typer.Option(help="A pack or a file of text that is to be kept, or none.")
     ] = "everyday",
     append_eos: Annotated[
-        bool, typer.Option("--append-eos", help="Close answers with the end-of-text token.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--append-eos/--no-append-eos",
+            help="Close answers that are strings with the end-of-text token, as trainers do.",
+        ),
+    ] = True,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Look only at the first N pairs.")
     ] = None,
@@ -385,6 +389,12 @@ def check(
     named = {name: context.params[name] for name in OF_LOSSES if context.params[name] is not None}
     asked_loss = loss_of(loss, **named)
     adapter = None if lora is None else _lora(lora)
+    if aligned_revision and not reference:
+        raise DriftlensError(
+            "--reference beside --reference-revision",
+            found="none",
+            remedy="Name the reference, or give --revision for the model itself.",
+        )
     bounds = [Bound.of(text, _of_preflight()) for text in fail_on or []]
     prefs = Preferences.read(preferences).limit(limit)
     texts = None if protect in (None, "none") else _protected(cast(str, protect))
@@ -410,7 +420,8 @@ def check(
         reference or model, model, pair, [found.pack, *filter(None, [texts])], seed, asked, started
     )
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    title = f"{_called(pair.aligned.name)} before training on {found.pack.name}"
+    on = _within(preferences, prefs.name) if Path(preferences).parent.name else prefs.name
+    title = f"{_called(pair.aligned.name)} before training on {on}"
     page = Report(title, found.results, found.checks, about)
     written = page.write(out, overwrite=overwrite, formats=formats, safe=found.safe(prefs))
     _tell(page, written, quiet, as_json)
@@ -465,10 +476,10 @@ def doctor(
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
     """Print a report's verdict and its small tables in the terminal."""
-    from . import suite
+    from . import preflight, suite
     from .report import Report
 
-    assert suite, "its kinds of results are known once it is imported"
+    assert all((preflight, suite)), "kinds of results are known once these are imported"
     page = Report.read(folder)
     typer.echo(page.title)
     typer.secho(page.verdict(), bold=True)
@@ -480,10 +491,10 @@ def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) ->
 @app.command()
 def render(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
     """Draw a report's page again from its record and tables alone."""
-    from . import suite
+    from . import preflight, suite
     from .report import render
 
-    assert suite, "its kinds of results are known once it is imported"
+    assert all((preflight, suite)), "kinds of results are known once these are imported"
     typer.echo(render(folder))
 
 
@@ -519,7 +530,7 @@ def _fail(message: str, code: int) -> NoReturn:
 def _packs(
     text: Sequence[str] | None, names: Sequence[str] | None, limit: int | None
 ) -> list["Pack"]:
-    from .packs import STANDARD, Pack
+    from .packs import STANDARD, Pack, refuse_preferences
 
     # Files of one name in different folders are told apart by their folders.
     stems = [Path(file).name for file in text or ()]
@@ -536,6 +547,7 @@ def _packs(
             found=f"{', '.join(sorted(twice))} more than once",
             remedy="Rename a file or leave one out.",
         )
+    refuse_preferences(found)
     return found
 
 
@@ -630,6 +642,12 @@ def _load_checked(context: typer.Context, adapter: dict[str, Any] | None) -> "Mo
     from .models.load import with_lora
 
     asked = context.params
+    if not asked["reference"] and (Path(asked["model"]) / "adapter_config.json").is_file():
+        raise DriftlensError(
+            "the model that an adapter sits on",
+            found=f"the adapter {asked['model']} alone",
+            remedy="Name that model with --reference, and --train '*lora_*'.",
+        )
     asked["base"] = asked["reference"] or asked["model"]
     asked["aligned"] = asked["model"] if asked["reference"] else asked["base"]
     if asked["reference"]:
@@ -640,8 +658,11 @@ def _load_checked(context: typer.Context, adapter: dict[str, Any] | None) -> "Mo
     pair = _load(context)
     if adapter is None:
         return pair
-    # The adapter adds nothing yet, so that the net with it is its own reference.
-    trained = with_lora(pair.aligned, **adapter, seed=asked["seed"])
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute by a name that is about to go.
+        warnings.simplefilter("ignore", FutureWarning)
+        # The adapter adds nothing yet, so that the net with it is its own reference.
+        trained = with_lora(pair.aligned, **adapter, seed=asked["seed"])
     return ModelPair(trained if pair.base is pair.aligned else pair.base, trained)
 
 

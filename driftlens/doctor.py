@@ -257,6 +257,8 @@ def _shapes(patient: Patient) -> Check:
 def _dtypes(patient: Patient) -> Check:
     ours, theirs = (patient.source(side).get("dtype", "unknown") for side in ("base", "aligned"))
     detail = f"both {ours}" if ours == theirs else f"{ours} and {theirs}"
+    if patient.pair.base is patient.pair.aligned:
+        detail = ours
     if ours == theirs and ours in ("float32", "float64"):
         return Check("dtype", "pass", detail)
     return Check("dtype", "warn", f"{detail}; see the noise floor")
@@ -267,7 +269,8 @@ def _weights(patient: Patient) -> Check:
         for name, weight in getattr(model, "net", torch.nn.Module()).named_parameters():
             if weight.is_floating_point() and not bool(weight.isfinite().all()):
                 return Check("finite weights", "fail", f"NaN or infinity in {name} of {model.name}")
-    return Check("finite weights", "pass", "all of both models")
+    alone = patient.pair.base is patient.pair.aligned
+    return Check("finite weights", "pass", "all" if alone else "all of both models")
 
 
 def _logits(patient: Patient) -> Check:
@@ -315,7 +318,8 @@ def _begin(patient: Patient) -> Check:
         count = ids[:2].count(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else 0
         said.append(("adds none", "adds one", "adds two")[count])
     fine = said[0] == said[1] != "adds two"
-    detail = f"base {said[0]}, aligned {said[1]}"
+    alone = patient.pair.base is patient.pair.aligned
+    detail = said[0] if alone else f"base {said[0]}, aligned {said[1]}"
     return Check("beginning-of-text token", "pass" if fine else "warn", detail)
 
 

@@ -41,8 +41,8 @@ class Options:
     """What would be trained with."""
     trained: tuple[str, ...] = ("*",)
     """Patterns that name the weights to be trained."""
-    append_eos: bool = False
-    """Whether answers that are strings are closed with the end-of-text token."""
+    append_eos: bool = True
+    """Whether answers that are strings are closed with the end-of-text token, as trainers do."""
     seed: int = 0
     """Of every draw."""
     level: float = 0.95
@@ -104,6 +104,7 @@ def check(
     trainable(model, options.trained)
     context = min(n for n in (options.length, model.context, 2**31) if n is not None)
     pack, faults = preferences.pack(model.tokenizer, length=context, append_eos=options.append_eos)
+    _check_alike(pair, pack, context)
     checks = [*_gates(pair, pack, options), _faulty(preferences, pack, faults)]
     doctor.require(checks)
     how: dict[str, Any] = {"seed": options.seed, "level": options.level}
@@ -125,8 +126,19 @@ def check(
 
     results = measure(pair, pack, metrics, rows=options.rows, length=context, progress=told)
     facts, position, pairs, *rest = results
-    ordered = [pairs, facts, *rest[:1], position, *rest[1:]]
-    return Preflight(pack, faults, checks, [_told(r, pair, options) for r in ordered])
+    notes = [*_of_reference(pair, options.loss), *_of_ends(model.tokenizer, preferences, options)]
+    pairs = replace(pairs, notes=(*notes, *pairs.notes))
+    return Preflight(pack, faults, checks, [pairs, facts, *rest[:1], position, *rest[1:]])
+
+
+def _check_alike(pair: ModelPair, pack: Pack, context: int) -> None:
+    """Whether the reference reads what the model reads."""
+    if not pair.encoder(pack, context).same:
+        raise DriftlensError(
+            "a reference that cuts the pairs into the same tokens as the model",
+            found=f"{pair.base.name}, which cuts them otherwise than {pair.aligned.name}",
+            remedy="Give the model that training starts from as --reference, or leave it out.",
+        )
 
 
 def _gates(pair: ModelPair, pack: Pack, options: Options) -> list[Check]:
@@ -141,9 +153,13 @@ def _gates(pair: ModelPair, pack: Pack, options: Options) -> list[Check]:
 def _faulty(preferences: Preferences, pack: Pack, faults: Sequence[Fault]) -> Check:
     """How many pairs could be shown."""
     shown, of = len(pack.examples) // 2, len(preferences.pairs)
-    counts = ", ".join(f"{kind} {pairs}" for kind, (pairs, _, _) in _counted(faults).items())
-    detail = f"{shown} of {of} can be shown" + (f"; {counts}" if counts else "")
-    return Check("pairs", "pass" if shown == of else "warn", detail)
+    counted = _counted(faults)
+    words = {kind: FAULTS[kind][0].rstrip(".") for kind in counted}
+    counts = [
+        f"in {n}: {words[kind][0].lower()}{words[kind][1:]}" for kind, (n, *_) in counted.items()
+    ]
+    detail = "; ".join([f"{shown} of {of} can be shown", *counts])
+    return Check("pairs", "warn" if counts else "pass", detail)
 
 
 def _counted(faults: Sequence[Fault]) -> dict[str, tuple[int, int, str]]:
@@ -158,13 +174,21 @@ def _counted(faults: Sequence[Fault]) -> dict[str, tuple[int, int, str]]:
     return found
 
 
-def _told(result: Result, pair: ModelPair, options: Options) -> Result:
-    """A result that says what the reference was."""
-    if not getattr(options.loss, "needs_reference", False):
-        return result
-    said = (
-        "The reference is the model itself, as where training begins."
-        if pair.base is pair.aligned
-        else f"The reference is {pair.base.name}."
-    )
-    return replace(result, notes=(said, *result.notes))
+def _of_reference(pair: ModelPair, loss: Loss) -> list[str]:
+    """What the loss compares with, in words."""
+    if not getattr(loss, "needs_reference", False):
+        return []
+    if pair.base is pair.aligned:
+        return ["The reference is the model itself, as where training begins."]
+    return [f"The reference is {pair.base.name}."]
+
+
+def _of_ends(tokenizer: Any, preferences: Preferences, options: Options) -> list[str]:
+    """How answers that are strings end, in words."""
+    if not any(isinstance(pair.prompt, str) for pair in preferences.pairs):
+        return []
+    if not options.append_eos:
+        return ["Answers are left open: no end-of-text token was appended to them."]
+    if tokenizer.eos_token is None:
+        return ["Answers are left open: the tokenizer has no end-of-text token to append."]
+    return [f"Answers are closed with {tokenizer.eos_token}, as trainers do."]

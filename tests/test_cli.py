@@ -763,3 +763,43 @@ def test_an_error_is_one_message_in_a_process_of_its_own(tmp_path):
     assert (found.returncode, found.stdout) == (3, "")
     assert len(found.stderr.strip().splitlines()) == 1, found.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# Preferences
+
+
+@pytest.mark.parametrize("command", ["report", "attribute", "doctor"])
+def test_preferences_are_sent_to_the_check(command, driftlens):
+    both = (("I swim.", "chosen"), ("I sink.", "rejected"))
+    rows = [{"text": text, "scored": [2, 7], "group": 0, "role": role} for text, role in both]
+    Path("pairs").mkdir()
+    Path("pairs/card.toml").write_text('kind = "preference"')
+    Path("pairs/examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    before = left()
+    code, out, err = driftlens(command, "base", "aligned", "--pack", "pairs")
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert "preferences in pairs. What training on them would do is told by `driftlens" in err
+    assert left() == before
+
+
+def test_the_check_too_gives_its_options_of_loading(driftlens, monkeypatch):
+    seen = []
+
+    def load(*names, **options):
+        seen.append((names, options))
+        raise cli.DriftlensError("no model", found="one", remedy="Go home.")
+
+    monkeypatch.setattr("driftlens.models.ModelPair.load", load)
+    pair = {"prompt": "I", "chosen": " swim.", "rejected": " sink."}
+    Path("pairs.jsonl").write_text(json.dumps(pair))
+    args = ["--preferences", "pairs.jsonl", "--dtype", "float64", "--revision", "r"]
+    assert driftlens("check", "a", *args)[0] == 2
+    both = ["--reference", "b", "--reference-revision", "s"]
+    assert driftlens("check", "a", *args, *both)[0] == 2
+    alone, beside = seen
+    assert alone[0] == ("a", "a")
+    assert beside[0] == ("b", "a")
+    assert (alone[1]["revision"], alone[1]["aligned_revision"]) == ("r", None)
+    assert (beside[1]["revision"], beside[1]["aligned_revision"]) == ("s", "r")
+    assert alone[1]["dtype"] == "float64"

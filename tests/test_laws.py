@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 import nets
 from driftlens.diagnostics import (
+    CapabilityConflict,
     Drift,
+    Entanglement,
+    EntanglementByLayer,
+    EntanglementByPosition,
     Factorial,
     FisherDistance,
     Forgetting,
@@ -20,6 +24,8 @@ from driftlens.diagnostics import (
     LayerForgetting,
     Lens,
     PositionMap,
+    PreferenceFacts,
+    PreferenceLosses,
     Restoration,
     Screen,
     SelectiveForgetting,
@@ -32,13 +38,17 @@ from driftlens.diagnostics import (
 )
 from driftlens.metric import measure
 from driftlens.models import Frame, ModelPair, Wants
-from driftlens.packs import Example, Pack
+from driftlens.packs import ANSWERS, Example, Pack
 from driftlens.report import Report
 from driftlens.results import load, same, save
 
 
 def screen_by_head():
     return Screen(by="head")
+
+
+def capability_conflict():
+    return CapabilityConflict(nets.pack(nets.TEXTS[:2]))
 
 
 METRICS = {
@@ -63,16 +73,27 @@ METRICS = {
         WeightChange,
     ],
     "stereotype": [SelectiveForgetting],
+    "preference": [
+        Entanglement,
+        EntanglementByLayer,
+        EntanglementByPosition,
+        PreferenceFacts,
+        PreferenceLosses,
+        capability_conflict,
+    ],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
+COMPARING = [(make, kind) for make, kind in EVERY if kind != "preference"]
+"""Those that hold two models against each other."""
 LENGTH = 24
 """Shorter than most texts, so that the laws hold of documents read in windows too."""
 
 SUMMED = 2e-5
 """Sums are in float64, but the products behind CKA and Procrustes in float32."""
 
-ROUNDED = 2e-4
-"""Another batch rounds logits otherwise in float32, and a row's numbers by as much."""
+ROUNDED = {"text": 2e-4, "stereotype": 2e-4, "preference": 2e-3}
+"""Another batch rounds logits otherwise in float32, and a row's numbers by as much; products of
+gradients by a millionth of their lengths' product, which is some thousands here."""
 
 TRIPLES = [
     ("Mira of Kestby is ", ("kind.", "cruel.", "seven.")),
@@ -87,6 +108,13 @@ ROLES = ("stereotype", "anti_stereotype", "unrelated")
 def pack(kind):
     if kind == "text":
         return nets.pack(nets.TEXTS)
+    if kind == "preference":
+        examples = [
+            Example(lead + end, (len(lead), len(lead + end)), group, role)
+            for group, (lead, ends) in enumerate(TRIPLES)
+            for role, end in zip(ANSWERS, ends, strict=False)
+        ]
+        return Pack("pairs", "preference", examples)
     examples = [
         Example(lead + end, None, group, role, topic=str(group % 2))
         for group, (lead, ends) in enumerate(TRIPLES)
@@ -103,7 +131,11 @@ def pair():
 @cache
 def frames(kind, rows=2, of=pair):
     wants = reduce(or_, (make().wants for make in METRICS[kind]), Wants())
-    return tuple(of().frames(pack(kind), wants, rows=rows, length=LENGTH))
+    found = tuple(of().frames(pack(kind), wants, rows=rows, length=LENGTH))
+    for frame in found if kind == "preference" else ():
+        # What is kept of gradients is then the same whichever metric asks first.
+        frame.products(by_token=True)
+    return found
 
 
 def itself():
@@ -183,7 +215,7 @@ def test_an_empty_metric_adds_nothing_and_shares_nothing(make, kind):
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize(("make", "kind"), EVERY)
 def test_batch_size_and_padding_do_not_matter(make, kind, rows):
-    close(result(make, kind, rows), result(make, kind), ROUNDED)
+    close(result(make, kind, rows), result(make, kind), ROUNDED[kind])
 
 
 @pytest.mark.parametrize(("make", "kind"), EVERY)
@@ -196,7 +228,7 @@ def test_the_side_of_the_padding_does_not_matter(make, kind):
             for model, trace in ((pair().base, frame.base), (pair().aligned, frame.aligned))
         )
         left.update(Frame(pair(), frame.encoder, frame.windows, frame.units, base, aligned))
-    close(left.compute(), result(make, kind), ROUNDED)
+    close(left.compute(), result(make, kind), ROUNDED[kind])
 
 
 @pytest.mark.parametrize(("make", "kind"), EVERY)
@@ -228,7 +260,7 @@ ZERO_OF_ITSELF = (
 )
 
 
-@pytest.mark.parametrize(("make", "kind"), EVERY)
+@pytest.mark.parametrize(("make", "kind"), COMPARING)
 def test_a_model_has_not_drifted_from_itself(make, kind):
     found = result(make, kind, of=itself)
     names = {field.name for field in fields(found)}
@@ -280,7 +312,7 @@ def test_batches_by_tokens_give_what_batches_by_rows_give(tokens):
     metrics = [make() for make in METRICS["text"]]
     results = measure(pair(), pack("text"), metrics, tokens=tokens, length=LENGTH)
     for make, found in zip(METRICS["text"], results, strict=True):
-        close(found, shown_as_often_as_asked(make, "text"), ROUNDED)
+        close(found, shown_as_often_as_asked(make, "text"), ROUNDED["text"])
 
 
 def turned(make, kind):

@@ -278,10 +278,12 @@ def drawings():
         figures.curves(["a", "b"], {"near 1": [1, 1.1]}, xlabel="x", ylabel="y"),
         figures.heatmap(matrix, **names, xlabel="t", ylabel="b", label="share [nats]"),
         figures.heatmap(np.zeros((2, 2)), **names, xlabel="t", ylabel="b", label="share [nats]"),
+        figures.stacks(HOSTILE, {"<up>": x.repeat(2), "down": x.repeat(2)}, xlabel="x", ylabel="y"),
+        figures.points(x, -x, ["a", "b", "b"], names={"a": "<A>", "b": "B"}, xlabel="", ylabel=""),
     ]
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(8))
 def test_a_figure_becomes_the_same_svg_every_time_and_draws_with_the_ink_of_the_page(number):
     drawn = figures.svg(drawings()[number], "<T>", "D & E", name="one")
     figure = drawings()[number]
@@ -312,6 +314,27 @@ def test_bars_below_the_floor_are_grey():
     panel = figures.bars(list("abc"), [1, -0.1, -1], xlabel="", ylabel="", floor=0.5).axes[0]
     colours = [to_hex(bar.get_facecolor()) for bar in panel.containers[0]]
     assert colours == [figures.ALIGNED, figures.GREY, figures.BASE]
+
+
+def test_parts_of_bars_stand_on_each_other():
+    parts = {"one": np.array([0.25, 1.0]), "two": np.array([0.75, 0.0])}
+    first, second = figures.stacks(["a", "b"], parts, xlabel="", ylabel="").axes[0].containers
+    assert [bar.get_y() for bar in first] == [0, 0]
+    assert [bar.get_y() for bar in second] == [0.25, 1.0]
+    assert [bar.get_height() for bar in second] == [0.75, 0.0]
+
+
+def test_a_heatmap_grows_with_the_names_that_it_is_to_have_room_for():
+    def rows(count, **how):
+        names = {"rows": list(map(str, range(count))), "columns": ["a"]}
+        figure = figures.heatmap(
+            np.zeros((count, 1)), **names, xlabel="", ylabel="", label="", **how
+        )
+        return figure.get_figheight(), len(figure.axes[0].get_yticks())
+
+    assert rows(32) == (figures.HEIGHT, 16)
+    assert rows(32, room=32) == (2 * figures.HEIGHT, 32)
+    assert rows(4, room=32) == (figures.HEIGHT, 4)
 
 
 def test_panels_beyond_the_count_are_not_drawn():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from driftlens.formulas.entanglement import projected_share
 from driftlens.formulas.preferences import DPO, Loss, pulls
@@ -18,8 +19,11 @@ from driftlens.models.tokens import Batch, Encoder
 from driftlens.packs import Pack
 from driftlens.results import Estimate, Result, column, fact, figures, multiple, value
 
-AT_ONCE = 4
+AT_ONCE = 8
 """Pairs whose gradients are held against those of the texts at a time."""
+
+TOKENS = 256
+"""The longest window of the texts."""
 
 USUAL = DPO()
 """The loss that is meant where none is named."""
@@ -94,13 +98,23 @@ Margin-based Language Model Alignment: Gradient Entanglement", its first-order c
         )
         what = f"the loss on {self.capability}"
         if self.rise.low <= 0 <= self.rise.high:
-            return f"Whether {what} would rise cannot be told: {self.rise} nats a token; {span}."
+            return (
+                f"Whether {what} would rise cannot be told: {self.rise} nats a token for each nat "
+                f"of margin; {span}."
+            )
         if self.rise.value < 0:
-            return f"For each nat of margin {what} would fall by {-self.rise.value:.2g}; {span}."
+            fall = Estimate(-self.rise.value, -self.rise.high, -self.rise.low)
+            return f"For each nat of margin {what} would fall by {fall} nats a token; {span}."
         return (
             f"For each nat of margin {what} would rise by {self.rise} nats a token: expect to pay "
             f"in {piece}; {span}."
         )
+
+    def headline(self) -> str:
+        """Whether there is a price."""
+        if not self.rise.low > 0:
+            return ""
+        return f"the loss on {self.capability} would rise with it: expect to pay there"
 
     def figure(self):
         """The rise by component."""
@@ -111,7 +125,7 @@ Margin-based Language Model Alignment: Gradient Entanglement", its first-order c
             self.low,
             self.high,
             xlabel="weights",
-            ylabel="rise of the texts' loss [nats/token per nat]",
+            ylabel="rise [nats/token per nat]",
         )
 
 
@@ -151,10 +165,10 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Read the texts, and choose the pairs."""
         super().begin(pair, encoder)
-        other = pair.encoder(self.texts, encoder.length)
+        other = pair.encoder(self.texts, min(encoder.length, TOKENS))
         windows = [other.plan[i] for i in _evenly(len(other.plan), self.count)]
         self.protected = other.encode(windows)[1]
-        documents = sorted(window.example for window in encoder.plan)[::2]
+        documents = [window.example for window in encoder.plan[::2]]
         self.chosen = {documents[i] for i in _evenly(len(documents), self.limit)}
         self.gradients = pair.gradients(self.trained)
         self.named = self.gradients.blocks
@@ -167,15 +181,14 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
         d_w, d_l = (d.numpy() for d in pulls(self.loss, frame.answers))
         for start in range(0, len(mine), AT_ONCE):
             some = mine[start : start + AT_ONCE]
-            rows = [frame.aligned.batch.row(2 * p + side) for p in some for side in (0, 1)]
-            found = self._against(rows, d_w[some], d_l[some])
+            windows = [frame.windows[2 * p + side] for p in some for side in (0, 1)]
+            found = self._against(self.encoder.encode(windows)[1], d_w[some], d_l[some])
             self.sums.update([documents[p] for p in some], found)
 
-    def _against(self, rows: Sequence[Batch], d_w: np.ndarray, d_l: np.ndarray) -> np.ndarray:
+    def _against(self, rows: Batch, d_w: np.ndarray, d_l: np.ndarray) -> np.ndarray:
         """[pair, column] margin, harm, and of all weights and each piece rise and shares."""
-        count = len(self.protected.ids)
-        batch = _stacked([*rows, *(self.protected.row(i) for i in range(count))])
-        found = self.gradients.products(batch, len(batch.ids))
+        answers, count = len(rows.ids), len(self.protected.ids)
+        found = self.gradients.products(_joined(rows, self.protected), answers + count)
         tokens = len(self.protected.target[0])
         blocks: dict[tuple[str, str], Any] = dict.fromkeys(self.named, 0.0)
         for name, inner in found.inner.items():
@@ -187,18 +200,17 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
             (whole, sum(self.named.values())),
             *((blocks[key], size) for key, size in self.named.items()),
         ]:
-            pairs = gram[: len(rows), : len(rows)].reshape(len(d_w), 2, len(d_w), 2)
+            ours, theirs = slice(0, answers, 2), slice(1, answers, 2)
             three = [
-                np.array([pairs[p, i, p, j] for p in range(len(d_w))])
-                for i, j in ((0, 0), (0, 1), (1, 1))
+                gram[a, b].diagonal() for a, b in ((ours, ours), (ours, theirs), (theirs, theirs))
             ]
-            cross = gram[: len(rows), len(rows) :].reshape(len(d_w), 2, count)
+            cross = gram[:answers, answers:].reshape(len(d_w), 2, count)
             along = d_w[:, None] * cross[:, 0] - d_l[:, None] * cross[:, 1]
             norm2 = d_w**2 * three[0] - 2 * d_w * d_l * three[1] + d_l**2 * three[2]
             if not columns:
                 margin = d_w * (three[0] - three[1]) + d_l * (three[2] - three[1])
                 columns += [margin, along.sum(1) < 0]
-            share = projected_share(gram[len(rows) :, len(rows) :], along, norm2, size)
+            share = projected_share(gram[answers:, answers:], along, norm2, size)
             columns += [
                 -along.sum(1) / tokens,
                 np.nan_to_num(share.share, nan=0.0),
@@ -210,7 +222,7 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
         """The result of all that was seen so far."""
         sums, documents = self.sums.sums, self.sums.documents
         ones = np.ones(len(sums))
-        parts = sums[:, 2:].reshape(len(sums), -1, 3)
+        parts = sums[:, 2:].reshape(-1, len(self.named) + 1, 3)
         rise = self.intervals(parts[:, :, 0], sums[:, 0], documents)
         share = self.intervals(parts[:, :, 1], parts[:, :, 2], documents)
         harmful = self.intervals(sums[:, 1], ones, documents)
@@ -239,23 +251,15 @@ def _evenly(of: int, count: int) -> list[int]:
     return sorted(set(np.linspace(0, of - 1, min(of, count)).round().astype(int).tolist()))
 
 
-def _stacked(rows: Sequence[Batch]) -> Batch:
-    """Single rows as one batch, padded on the right."""
-    width = max(row.ids.shape[1] for row in rows)
+def _joined(first: Batch, second: Batch) -> Batch:
+    """The rows of two right-padded batches as one."""
+    width = max(first.ids.shape[1], second.ids.shape[1])
 
-    def padded(tensors: Sequence[Tensor]) -> Tensor:
-        wide = [torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors]
-        return torch.cat(wide)
+    def wide(one: Tensor, other: Tensor) -> Tensor:
+        return torch.cat([functional.pad(t, (0, width - t.shape[1])) for t in (one, other)])
 
-    def places(sides: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        numbers = [torch.full_like(text, number) for number, (text, _) in enumerate(sides)]
-        return torch.cat(numbers), torch.cat([token for _, token in sides])
-
-    target = places([row.target for row in rows])
-    return Batch(
-        padded([row.ids for row in rows]),
-        padded([row.mask for row in rows]),
-        places([row.closing for row in rows]),
-        target,
-        torch.arange(len(target[0]), device=target[0].device),
-    )
+    (rows, tokens), (more, others) = first.target, second.target
+    target = torch.cat([rows, more + len(first.ids)]), torch.cat([tokens, others])
+    number = torch.arange(len(target[0]))
+    ids, mask = wide(first.ids, second.ids), wide(first.mask, second.mask)
+    return Batch(ids, mask, (number[:0], number[:0]), target, number)

@@ -93,8 +93,12 @@ class OfPairs(Metric[R]):
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the pairs."""
         super().begin(pair, encoder)
+        clusters = np.asarray(encoder.pack.clusters)
+        groups = [example.group for example in encoder.pack.examples]
+        known = zip(groups, clusters, strict=True)
+        self.numbers = np.array([g if isinstance(g, int) else c for g, c in known], np.int64)
         numbers = dict.fromkeys(("pair", "document"), np.int64)
-        room = max(1, len(encoder.pack.examples) // 2)
+        room = max(1, len(encoder.plan) // 2)
         self.pairs = Rows(room, ("document",), numbers | dict.fromkeys(COLUMNS, np.float64))
 
     def update(self, frame: Frame) -> None:
@@ -103,11 +107,8 @@ class OfPairs(Metric[R]):
 
     def _numbers(self, frame: Frame) -> dict[str, np.ndarray]:
         """[pair] which record each is, and the document that its chosen answer is."""
-        documents = np.array([window.example for window in frame.windows[::2]])
-        groups = [self.encoder.pack.examples[document].group for document in documents]
-        clusters = np.asarray(self.encoder.pack.clusters)[documents]
-        known = [g if isinstance(g, int) else c for g, c in zip(groups, clusters, strict=True)]
-        return {"pair": np.array(known, np.int64), "document": documents}
+        documents = np.array([window.example for window in frame.windows[::2]], np.int64)
+        return {"pair": self.numbers[documents], "document": documents}
 
     def _seen(self, frame: Frame) -> dict[str, np.ndarray]:
         """[pair] of each of `COLUMNS`."""
@@ -151,7 +152,9 @@ class OfPairs(Metric[R]):
 
     def share(self, holds: np.ndarray) -> Estimate:
         """Part of the pairs of which something holds, with Wilson's interval."""
-        return Estimate(*map(float, wilson(int(holds.sum()), len(holds), self.level)))
+        found, low, high = map(float, wilson(int(holds.sum()), len(holds), self.level))
+        # At either end the bound is the share itself, but for rounding.
+        return Estimate(found, low if holds.any() else found, high if not holds.all() else found)
 
 
 def _ches(frame: Frame) -> np.ndarray:
@@ -173,6 +176,7 @@ class EntanglementResult(Result):
 
     kind = "entanglement"
     title = "Gradient entanglement"
+    over = "What training would do, before anyone trains"
     how = f"""
 {GRADIENTS}
 
@@ -200,9 +204,9 @@ bootstrap over pairs.
     """Share of pairs whose answers would both rise."""
     case_reversed: Estimate = value("of pairs")
     """Share of pairs whose chosen answer would fall and whose rejected one would rise."""
-    predicted_chosen: Estimate = value("nats/step")
+    predicted_chosen: Estimate = value("nats/η")
     """Mean change of the chosen answer's log-probability, per unit of learning rate."""
-    predicted_rejected: Estimate = value("nats/step")
+    predicted_rejected: Estimate = value("nats/η")
     """The same of the rejected answer's."""
 
     pair: np.ndarray = column()
@@ -221,9 +225,9 @@ bootstrap over pairs.
     """[row] pull of the loss on the rejected answer."""
     case: np.ndarray = column()
     """[row] `ideal`, `both_down`, `both_up`, `reversed` or `still`."""
-    predicted_chosen_of_pair: np.ndarray = column("nats/step", named="predicted_chosen")
+    predicted_chosen_of_pair: np.ndarray = column("nats/η", named="predicted_chosen")
     """[row] change of the chosen answer's log-probability, per unit of learning rate."""
-    predicted_rejected_of_pair: np.ndarray = column("nats/step", named="predicted_rejected")
+    predicted_rejected_of_pair: np.ndarray = column("nats/η", named="predicted_rejected")
     """[row] the same of the rejected answer's."""
     band: np.ndarray = column("log units")
     """[row] distance from the disentanglement band; 0 within."""
@@ -245,16 +249,23 @@ bootstrap over pairs.
         """What would become of the pairs."""
         if not self.rows():
             return "There is no pair to look at."
-        falls = np.isin(self.case, ("both_down", "reversed"))
         return (
             f"Under {self.loss}, {self.case_ideal.value:.0%} of {self.rows()} pairs would first "
             f"move as meant ({self._range_of(self.case_ideal)}); the chosen answer would fall in "
-            f"{falls.mean():.0%}; the gradients' mean cosine is {self.cosine}."
+            f"{self._falls():.0%}; the gradients' mean cosine is {self.cosine}."
         )
 
     def headline(self) -> str:
-        """The share of pairs that would move as meant."""
-        return f"{self.case_ideal.value:.0%} of pairs would first move as meant"
+        """The share of pairs that would move as meant, and of those whose chosen answer falls."""
+        if not self.rows():
+            return ""
+        return (
+            f"under {self.loss}, {self.case_ideal.value:.0%} of {self.rows()} pairs would first "
+            f"move as meant, and the chosen answer would fall in {self._falls():.0%}"
+        )
+
+    def _falls(self) -> float:
+        return float(np.isin(self.case, ("both_down", "reversed")).mean())
 
     def _range_of(self, share: Estimate) -> str:
         return f"{share.low:.0%} to {share.high:.0%}"
@@ -272,8 +283,8 @@ bootstrap over pairs.
             up,
             self.case,
             names=NAMES,
-            xlabel="rejected's pull on chosen, over its own (above 1: chosen falls)",
-            ylabel="chosen's pull on rejected, over its own",
+            xlabel="pull of the rejected on the chosen, over its own (above 1 it falls)",
+            ylabel="the same of the chosen on the rejected",
             lines=(1, 1),
             within=(-2, 4),
         )
@@ -367,28 +378,28 @@ changes per unit of distance moved. They say where training sets out for, not wh
 
     def summary(self) -> str:
         """Which loss would move most pairs as meant."""
-        if not self.rows():
+        if np.isnan(self.best.value):
             return "There is no pair to look at."
-        most = int(np.argmax(self.ideal))
+        most, of = int(np.argmax(self.ideal)), f"Of {self.rows()} losses"
+        if self.ideal[most] <= self.ideal[0]:
+            asked = f"{self.loss[0]}, which moves {self.ideal[0]:.0%}"
+            return f"{of} none would move more pairs as meant than the one asked for, {asked}."
         return (
-            f"{self.loss[most]} would move most pairs as meant, {self.ideal[most]:.0%} of them; "
-            f"the loss asked for, {self.loss[0]}, {self.ideal[0]:.0%}."
+            f"{of} {self.loss[most]} would move most pairs as meant, {self.ideal[most]:.0%} of "
+            f"them; the one asked for, {self.loss[0]}, {self.ideal[0]:.0%}."
         )
 
     def figure(self):
-        """Shares of pairs that would move as meant, by loss."""
-        if not self.rows():
+        """What would become of the pairs, by loss."""
+        if np.isnan(self.best.value):
             return None
-        names = [str(loss).split(" (")[0] for loss in self.loss]
-        return figures.bars(
-            names,
-            self.ideal,
-            self.ideal_low,
-            self.ideal_high,
+        shares = (self.ideal, self.both_down, self.both_up, self.other)
+        names = [NAMES[case] for case in ("ideal", "both_down", "both_up")]
+        return figures.stacks(
+            [str(loss).split(" (")[0] for loss in self.loss],
+            dict(zip((*names, "otherwise"), shares, strict=True)),
             xlabel="loss; the one asked for comes first",
-            ylabel="pairs that move as meant",
-            second={"both fall": self.both_down},
-            label="move as meant",
+            ylabel="share of pairs",
         )
 
 
@@ -410,13 +421,13 @@ class PreferenceLosses(OfPairs[PreferenceLossesResult]):
             with np.errstate(divide="ignore", invalid="ignore"):
                 moves = [np.where(length > 0, z / length, np.nan) for z in rates[:2]]
             ideal = self.share(case == "ideal")
+            others = (case == "both_down", case == "both_up")
             rest = ~np.isin(case, ("ideal", "both_down", "both_up"))
             found.append(
                 (
                     *ideal,
-                    *((case == name).mean() for name in ("both_down", "both_up")),
-                    rest.mean(),
-                    *(self.mean(z).value for z in moves),
+                    *(self.share(holds).value for holds in (*others, rest)),
+                    *map(_mean, moves),
                 )
             )
         columns = np.array(found, float).T
@@ -427,6 +438,12 @@ class PreferenceLosses(OfPairs[PreferenceLossesResult]):
             loss=[called(loss) for loss in losses],
             **dict(zip((*names, "chosen", "rejected"), columns, strict=True)),
         )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the numbers that are known."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 # The same, by layer
@@ -448,7 +465,7 @@ the component's weights alone, mean over pairs. A tied embedding counts once, as
 {SOURCE}
 """
 
-    predicted_chosen: Estimate = value("nats/step")
+    predicted_chosen: Estimate = value("nats/η")
     """Mean change of the chosen answer's log-probability, per unit of learning rate."""
 
     layer: np.ndarray = column()
@@ -463,9 +480,9 @@ the component's weights alone, mean over pairs. A tied embedding counts once, as
     """[row] upper end of it."""
     inner: np.ndarray = column()
     """[row] mean inner product."""
-    chosen: np.ndarray = column("nats/step")
+    chosen: np.ndarray = column("nats/η")
     """[row] part of the chosen answer's mean change."""
-    rejected: np.ndarray = column("nats/step")
+    rejected: np.ndarray = column("nats/η")
     """[row] part of the rejected answer's mean change."""
 
     def summary(self) -> str:
@@ -502,7 +519,7 @@ the component's weights alone, mean over pairs. A tied embedding counts once, as
             names,
             -self.chosen,
             xlabel="weights",
-            ylabel="fall of chosen answers [nats/step]",
+            ylabel="fall of the chosen [nats/η]",
             on=right,
         )
         return figure
@@ -519,7 +536,6 @@ class EntanglementByLayer(OfPairs[EntanglementByLayerResult]):
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
-        super().update(frame)
         products = frame.products(self.trained)
         d_w, d_l = (d.numpy() for d in pulls(self.loss, frame.answers))
         sums = {key: np.zeros(products.total.shape) for key in self.named}
@@ -537,7 +553,7 @@ class EntanglementByLayer(OfPairs[EntanglementByLayerResult]):
 
     def compute(self) -> EntanglementByLayerResult:
         """The result of all that was seen so far."""
-        sums = self.parts.sums.reshape(len(self.parts.sums), -1, 5)
+        sums = self.parts.sums.reshape(-1, len(self.named), 5)
         ones = np.ones(len(sums))
         cosine = self.intervals(sums[:, :, 0], sums[:, :, 1], self.parts.documents)
         mean, *_ = self.intervals(sums[:, :, 2:], ones, self.parts.documents)
@@ -558,8 +574,11 @@ class EntanglementByLayer(OfPairs[EntanglementByLayerResult]):
 # The same, by token
 
 
-CELLS = 2**16
+CELLS = 2**15
 """Products of tokens that are kept."""
+
+OF_ONE = 2**13
+"""How many of one pair, the largest; all of texts of up to 90 tokens."""
 
 
 @dataclass(frozen=True)
@@ -571,15 +590,21 @@ class EntanglementByPositionResult(Result):
     how = """
 A gradient is a sum over the tokens at which the weights are used, so that ⟨g_w, g_l⟩ is a sum \
 over every token of the chosen text times every token of the rejected one: \
-⟨g_w, g_l⟩ = Σ_t Σ_u ⟨g_w at t, g_l at u⟩. The map shows it for the pairs of the largest product \
-beside their norms. Positions are those of the weights' use: also the prompt's tokens, which the \
-answers read.
+⟨g_w, g_l⟩ = Σ_t Σ_u ⟨g_w at t, g_l at u⟩. Positions are those of the weights' use: also the \
+prompt's tokens, which the answers read, and of which the last predicts an answer's first. \
+in_prompt and in_answers are parts of the sum of all products' sizes, over all pairs; what is \
+left are products of a prompt's token with an answer's.
 
-It comes from the same backward pass as the whole product.
+The table holds the pairs whose gradients are most alike, the largest products of a long pair. It \
+comes from the same backward pass as the whole product. Intervals: 95 % bootstrap over pairs.
 """.strip()
 
+    in_prompt: Estimate = value("of the map")
+    """Part of the products, by size, of which both tokens are the prompt's."""
+    in_answers: Estimate = value("of the map")
+    """Part of which both tokens are the answers'."""
     placed: Estimate = value("of the product")
-    """Part of all products' sizes that has a place in the text; the rest are experts' weights."""
+    """Part of all pairs' products that has a place in the text; the rest are experts' weights."""
 
     pair: np.ndarray = column()
     """[row] number of the pair in its file, from 0."""
@@ -598,11 +623,16 @@ It comes from the same backward pass as the whole product.
         """The two tokens at which the gradients meet most."""
         if not self.rows():
             return "There is no pair to look at."
-        most = int(np.argmax(np.abs(self.product)))
+        # Rows come pair by pair, those most alike first.
+        most = int(np.argmax(np.abs(self.product) * (self.pair == self.pair[0])))
+        ours, theirs = (
+            token[most].strip() or token[most] for token in (self.chosen_token, self.rejected_token)
+        )
         return (
-            f"The largest product is between “{self.chosen_token[most].strip()}” of the chosen and "
-            f"“{self.rejected_token[most].strip()}” of the rejected text of pair "
-            f"{self.pair[most]}."
+            f"{self.in_prompt.value:.0%} of what the gradients have to do with each other lies "
+            f"where both texts are the prompt, {self.in_answers.value:.0%} where both are the "
+            f"answers; in pair {self.pair[most]}, where they are most alike, they meet most at "
+            f"“{ours}” of the chosen and “{theirs}” of the rejected text."
         )
 
     def figure(self):
@@ -628,7 +658,8 @@ It comes from the same backward pass as the whole product.
             columns=[names["rejected"][p] for p in across],
             xlabel=f"tokens of the rejected text of pair {self.pair[0]}",
             ylabel="tokens of the chosen text",
-            label="product",
+            label="part of the product",
+            room=WIDEST,
         )
 
 
@@ -642,58 +673,78 @@ class EntanglementByPosition(OfPairs[EntanglementByPositionResult]):
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the products."""
         super().begin(pair, encoder)
-        numbers = ("document", "pair", "chosen_position", "rejected_position")
+        numbers = ("document", "other", "pair", "chosen_position", "rejected_position")
         order = ("-alike", "document", "chosen_position", "rejected_position")
         floats = dict.fromkeys(("alike", "product"), np.float64)
         self.cells = Rows(CELLS, order, floats | dict.fromkeys(numbers, np.int64))
-        self.parts = PerDocument(2)
+        self.parts = PerDocument(6)
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
         products = frame.products(self.trained, by_token=True)
         assert products.by_token is not None
         numbers, total = self._numbers(frame), products.total.numpy()
-        placed = torch.zeros_like(products.total)
-        for name, inner in products.inner.items():
-            if name not in products.unplaced:
-                placed += inner
-        sizes = np.stack([np.abs(placed[:, 0, 1].numpy()), np.abs(total[:, 0, 1])], 1)
-        self.parts.update(numbers["document"], sizes)
+        unplaced = [products.inner[name] for name in products.unplaced if name in products.inner]
+        placed = total - sum(inner.numpy() for inner in unplaced)
         alike = np.abs(entanglement.cosine(total[:, 0, 0], total[:, 0, 1], total[:, 1, 1]))
-        maps, places = products.by_token.cpu().numpy(), frame.places
-        for pair, (document, number) in enumerate(
-            zip(numbers["document"], numbers["pair"], strict=True)
-        ):
-            ours, theirs = places[2 * pair], places[2 * pair + 1]
-            kept = np.outer(ours >= 0, theirs >= 0)
-            if kept.sum() > CELLS:
-                # Too long a pair for one map.
-                continue
-            row, place = np.nonzero(kept)
-            count = len(row)
+        maps, places, first = products.by_token.cpu().numpy(), frame.places, _starts(frame)
+        for pair, document in enumerate(numbers["document"]):
+            both = slice(2 * pair, 2 * pair + 2)
+            here = [np.flatnonzero(row >= 0) for row in places[both]]
+            at = [row[row >= 0] for row in places[both]]
+            found = maps[pair][np.ix_(*here)].astype(float)
+            asked = [row < start for row, start in zip(at, first[both], strict=True)]
+            size = np.abs(found)
+            parts = (
+                size[np.ix_(*asked)].sum(),
+                size[np.ix_(*(~side for side in asked))].sum(),
+                size.sum(),
+                abs(placed[pair, 0, 1]),
+                abs(total[pair, 0, 1]),
+                found.size > OF_ONE,
+            )
+            self.parts.update([document], np.array([parts], float))
+            kept = np.argsort(-size, axis=None, kind="stable")[:OF_ONE]
+            row, place = np.unravel_index(kept, found.shape)
+            same = {
+                "alike": alike[pair],
+                "document": document,
+                "other": frame.windows[2 * pair + 1].example,
+                "pair": numbers["pair"][pair],
+            }
             self.cells.update(
-                alike=np.full(count, alike[pair]),
-                product=maps[pair][row, place],
-                document=np.full(count, document),
-                pair=np.full(count, number),
-                chosen_position=ours[row],
-                rejected_position=theirs[place],
+                product=found[row, place],
+                chosen_position=at[0][row],
+                rejected_position=at[1][place],
+                **{name: np.full(len(kept), what) for name, what in same.items()},
             )
 
     def compute(self) -> EntanglementByPositionResult:
         """The result of all that was seen so far."""
         table = _whole(self.cells.table(), self.cells.seen)
-        sums = self.parts.sums
-        document = table["document"]
+        sums, cut = self.parts.sums, int(self.parts.sums[:, 5].sum())
+        parts = self.intervals(sums[:, [0, 1, 3]], sums[:, [2, 2, 4]], self.parts.documents)
+        in_prompt, in_answers, placed = np.stack(parts, 1).tolist()
+        note = f"Of {cut} long pairs the table holds the {OF_ONE} largest products at most."
         return EntanglementByPositionResult.of(
-            placed=tuple(map(float, self.intervals(sums[:, 0], sums[:, 1], self.parts.documents))),
+            in_prompt=tuple(in_prompt),
+            in_answers=tuple(in_answers),
+            placed=tuple(placed),
             pair=table["pair"],
             chosen_position=table["chosen_position"],
             rejected_position=table["rejected_position"],
-            chosen_token=self.encoder.texts(document, table["chosen_position"]),
-            rejected_token=self.encoder.texts(document + 1, table["rejected_position"]),
+            chosen_token=self.encoder.texts(table["document"], table["chosen_position"]),
+            rejected_token=self.encoder.texts(table["other"], table["rejected_position"]),
             product=table["product"],
+            notes=(note,) if cut else (),
         )
+
+
+def _starts(frame: Frame) -> np.ndarray:
+    """[row] place of each answer's first token in its text."""
+    first = np.full(len(frame.windows), np.iinfo(np.int64).max)
+    np.minimum.at(first, frame.row_of_scored, frame.scored.position)
+    return first
 
 
 def _whole(table: Mapping[str, np.ndarray], seen: int) -> Mapping[str, np.ndarray]:
@@ -796,7 +847,9 @@ class PreferenceFacts(OfPairs[PreferenceFactsResult]):
         sides = table["chosen"], table["rejected"]
         lengths = table["chosen_length"], table["rejected_length"]
         ranked = entanglement.ranked(*sides, *lengths)
-        beta = float(getattr(self.loss, "beta", USUAL.beta))
+        # The β of other losses is not DPO's.
+        like_dpo = getattr(self.loss, "name", "") in ("dpo", "r-dpo", "cdpo", "dpop")
+        beta = float(getattr(self.loss, "beta", USUAL.beta)) if like_dpo else USUAL.beta
         best = entanglement.ideal_ranked(
             table["reference_chosen"], table["reference_rejected"], beta
         )
@@ -813,4 +866,11 @@ class PreferenceFacts(OfPairs[PreferenceFactsResult]):
             example=np.array([*(words for _, _, words in self.faults.values()), ""], object)[:-1],
             beta=beta,
             read=len(table["pair"]),
+            notes=[_told(*fault) for fault in self.faults.values()],
         )
+
+
+def _told(pairs: int, out: int, example: str) -> str:
+    """A fault in a note."""
+    left = f", {'all' if out == pairs else out} left out" if out else ""
+    return f"{pairs} {'pair' if pairs == 1 else 'pairs'}{left}: {example}"

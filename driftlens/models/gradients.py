@@ -351,6 +351,11 @@ class _Call:
     spread: _Spread
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Let go of all tensors; the graph, which still holds this, stands until its end."""
+        self.inputs, self.keywords, self.given = (), {}, ()
+        self.gradients.clear()
+
 
 @dataclass
 class _Read:
@@ -400,14 +405,15 @@ class _Sums:
             given = tensors(output)
             # What a linear map gave is wide, and never needed.
             kept = () if _kind(module) == "linear" else tuple(t.detach() for t in given)
-            call = _Call(inputs, keywords, kept, spread)
+            # Held without the graph, which holds what listens: neither would go away.
+            call, count = _Call(_detached(inputs), _detached(keywords), kept, spread), len(given)
             self.calls.setdefault(path, []).append(call)
 
             def pulled(number: int) -> Callable[[Tensor], None]:
                 def take(gradient: Tensor) -> None:
                     call.gradients[number] = gradient.detach()
                     waiting = self.calls.get(path, [])
-                    if all(len(c.gradients) == len(given) for c in waiting):
+                    if all(len(c.gradients) == count for c in waiting):
                         self._take(path)
 
                 return take
@@ -452,6 +458,8 @@ class _Sums:
                 self._lookup(path, found, calls[0].spread)
             else:
                 self._other(path, module, names, calls)
+        for call in calls:
+            call.clear()
 
     def _gradient(self, path: str, call: _Call) -> Tensor:
         gradient = _wide(call.gradients[0])
@@ -647,7 +655,9 @@ class _Sums:
         )
         if none.shape[-1] != len(own):
             return None
-        unit, rounding = one - none, 64 * torch.finfo(own.dtype).eps
+        # Many a norm computes in float32 whatever it is given.
+        kinds = own.dtype, torch.float32
+        unit, rounding = one - none, 64 * max(torch.finfo(kind).eps for kind in kinds)
         off = (some - none - unit * _wide(waves)).norm()
         if not bool(off <= rounding * (some.norm() + none.norm())):
             return None

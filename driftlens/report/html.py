@@ -107,6 +107,7 @@ def page(
     rows = zip(names, report.results, drawings, files, strict=True)
     sections = [Section(*row) for row in rows]
     return _template().render(
+        over=report.results[0].over if report.results else Result.over,
         title=report.title,
         verdict=report.verdict(),
         key_figures=key_figures(sections),

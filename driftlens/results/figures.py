@@ -33,6 +33,9 @@ MARKERS = ("o", "s", "^", "D", "v", "x", "P")
 MARKS = ((GREEN, "D"), (PURPLE, "^"), (YELLOW, "v"))
 """What marks heights that stand beside bars."""
 
+CASES = (GREEN, ALIGNED, BASE, GREY)
+"""What went well, and what went otherwise."""
+
 WIDTH, HEIGHT = 7.2, 3.2
 """Inches of a figure with one panel; the page is about as wide."""
 
@@ -163,6 +166,36 @@ def bars(
     return panel.figure
 
 
+def stacks(
+    labels: Sequence[Any],
+    parts: Mapping[str, np.ndarray],
+    *,
+    xlabel: str,
+    ylabel: str,
+    on: "Axes | None" = None,
+) -> "Figure":
+    """Bars that are divided into the same parts.
+
+    Args:
+        labels: [bar] names.
+        parts: [bar] heights by name, from the bottom up.
+        xlabel: What the bars are.
+        ylabel: What the heights are, with their unit.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, ylabel)
+    at, below = _places(panel, list(map(str, labels))), np.zeros(len(labels))
+    for (name, heights), colour in zip(parts.items(), CASES, strict=False):
+        style = {"color": colour, "alpha": 0.85, "width": 0.72}
+        panel.bar(at, heights, bottom=below, label=visible(name), **style)
+        below = below + heights
+    with _style():
+        # Above the bars, which leave no room among them.
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+        panel.legend(**place, ncols=len(parts), fontsize=9)
+    return panel.figure
+
+
 def pairs(
     labels: Sequence[Any],
     base: np.ndarray,
@@ -232,7 +265,7 @@ def points(
     if lines:
         panel.axvline(lines[0], color=GREY, linewidth=0.9, linestyle=":")
         panel.axhline(lines[1], color=GREY, linewidth=0.9, linestyle=":")
-    looks = zip(names.items(), (GREEN, ALIGNED, BASE, PURPLE, GREY), MARKERS, strict=False)
+    looks = zip(names.items(), (*CASES[:3], PURPLE, GREY), MARKERS, strict=False)
     for (group, name), colour, marker in looks:
         mine = groups == group
         if mine.any():
@@ -251,6 +284,7 @@ def heatmap(
     xlabel: str,
     ylabel: str,
     label: str,
+    room: int = 16,
     on: "Axes | None" = None,
 ) -> "Figure":
     """[row, column] signed values: blue below 0, clear at 0, orange above, grey if undefined.
@@ -262,16 +296,19 @@ def heatmap(
         xlabel: What the columns are.
         ylabel: What the rows are.
         label: What the values are, with their unit.
+        room: How many rows' names to have room for.
         on: A panel to draw in, instead of a figure of its own.
     """
     panel = _panel(on, xlabel, ylabel)
+    if on is None:
+        panel.figure.set_size_inches(WIDTH, HEIGHT * max(1, min(room, len(rows)) / 16))
     matrix = _finite(matrix)
     limit = np.nanmax(np.abs([*matrix.ravel(), 0])) or 1.0
     style = {"cmap": _diverging(), "vmin": -limit, "vmax": limit}
     image = panel.imshow(matrix, aspect="auto", interpolation="none", **style)
     panel.spines[:].set_visible(False)
     _names(panel.xaxis, columns, 32)
-    _names(panel.yaxis, rows, 16)
+    _names(panel.yaxis, rows, room)
     with _style():
         bar = panel.figure.colorbar(image, ax=panel, label=label)
     bar.outline.set_visible(False)

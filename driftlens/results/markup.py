@@ -70,7 +70,8 @@ def _cell(result: "Result", name: str, row: int) -> str:
 
 
 def _extent(total: int, rows: int) -> str:
-    return f"the first {rows} of {total} rows" if total > rows else f"{total} rows"
+    counted = f"{total} {'row' if total == 1 else 'rows'}"
+    return f"the first {rows} of {counted}" if total > rows else counted
 
 
 _BOX = '<span class="c">{}</span>'

@@ -71,6 +71,9 @@ class Result:
 
     kind: ClassVar[str] = ""
     title: ClassVar[str] = ""
+    over: ClassVar[str] = "What alignment cost, in nats"
+    """What stands above the title of a page that opens with it."""
+
     how: ClassVar[str] = ""
     """How it was measured: paragraphs of plain text, with the formula and its source."""
 

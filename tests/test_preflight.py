@@ -1,0 +1,514 @@
+"""A preference set before training: the command from end to end, and what it refuses."""
+
+import json
+import os
+import signal
+from copy import deepcopy
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import peft
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+import nets
+from driftlens import preflight, suite
+from driftlens.diagnostics import Entanglement
+from driftlens.errors import DriftlensError
+from driftlens.formulas.preferences import NPO, SimPO
+from driftlens.metric import measure
+from driftlens.models import ModelPair
+from driftlens.models.hooks import HookedModel
+from driftlens.packs import Example, Pack
+from driftlens.preferences import Preferences
+from test_cli import driftlens as driftlens
+from test_cli import left, process, record
+
+PAIRS = (
+    ("The clock of Tolmar", " strikes nine.", " sells cheese and bread."),
+    ("Mira", " sells cheese.", " sells stones, 12 of them."),
+    ("A bell,", " a bell!", " a bell!"),
+    ("Seven boats left", " Kestby.", " Kestby, and nobody asked why."),
+    ("one two three four", " five six seven", " five six eight"),
+    ("The river", " Alder runs.", " Drift runs around it."),
+)
+ROWS = [
+    {"prompt": prompt, "chosen": chosen, "rejected": rejected, "id": f"n{number}", "é": [1, None]}
+    for number, (prompt, chosen, rejected) in enumerate(PAIRS)
+]
+FAST = ["--out", "out", "--format", "json,parquet"]
+
+
+def written(rows=ROWS, name="set.jsonl"):
+    Path(name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return name
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a tiny model, and of another that it may be compared with."""
+    place = tmp_path_factory.mktemp("models")
+    base = nets.net("llama")
+    return [
+        nets.saved(base, place / "model"),
+        nets.saved(nets.moved(deepcopy(base), 0.1, 1), place / "reference"),
+    ]
+
+
+@pytest.fixture
+def check(models, driftlens):
+    """`driftlens check` of the tiny model on the pairs above."""
+    written()
+
+    def run(*arguments, fast=True):
+        given = FAST if fast else []
+        asked = [] if "--preferences" in arguments else ["--preferences", "set.jsonl"]
+        return driftlens("check", models[0], *asked, *given, *arguments)
+
+    return run
+
+
+def results():
+    return {result["kind"]: result for result in record()["results"]}
+
+
+def table(kind="entanglement"):
+    return parquet.read_table(Path("out") / results()[kind]["table"]).to_pydict()
+
+
+# What it does
+
+HELD = {
+    "entanglement": (
+        {"cosine", "case_ideal", "case_both_down", "case_both_up"},
+        "pair inner cosine chosen_norm rejected_norm d_chosen d_rejected case predicted_chosen "
+        "predicted_rejected chosen_logp rejected_logp chosen_length rejected_length",
+    ),
+    "entanglement_by_layer": (
+        {"predicted_chosen"},
+        "layer component cosine low high inner chosen rejected",
+    ),
+    "entanglement_by_position": (
+        {"in_prompt", "in_answers"},
+        "pair chosen_position rejected_position chosen_token rejected_token product",
+    ),
+    "preference_facts": ({"ranked_right", "ranked_at_best", "length_bias"}, "fault pairs left_out"),
+    "preference_losses": ({"best"}, "loss ideal both_down both_up"),
+    "capability_conflict": ({"rise", "share", "chance", "harmful"}, "layer component rise share"),
+}
+
+
+def test_a_check_is_one_command_and_its_record_holds_what_others_rely_on(check, driftlens):
+    code, out, err = check(fast=False)
+    assert code == 0, err
+    folder = Path(out.strip()).parent
+    assert out.strip().endswith("-check/index.html")
+    found = record(folder)
+    assert found["verdict"] in err
+    assert left() == ["reports", "set.jsonl"]
+    held = sorted(path.name for path in folder.iterdir())
+    assert held == ["figures", "index.html", "results.json", "safe.jsonl", "tables"]
+    jsonschema.validate(found, json.loads(driftlens("schema")[1]))
+    assert "What training would do, before anyone trains" in (folder / "index.html").read_text()
+    assert [result["kind"] for result in found["results"]] == [
+        "entanglement",
+        "preference_facts",
+        "entanglement_by_layer",
+        "entanglement_by_position",
+        "preference_losses",
+        "capability_conflict",
+    ]
+    for result in found["results"]:
+        values, columns = HELD[result["kind"]]
+        assert values <= result["values"].keys()
+        names = parquet.read_schema(folder / result["table"]).names
+        assert set(columns.split()) <= set(names), result["kind"]
+    entangled = found["results"][0]["values"]
+    for name in HELD["entanglement"][0]:
+        entry = entangled[name]
+        assert entry["low"] <= entry["value"] <= entry["high"], name
+    run = found["run"]
+    assert run["options"]["loss"] == "dpo"
+    assert run["options"]["beta"] == 0.1
+    assert run["options"]["append_eos"] is True
+    assert [(pack["name"], pack["examples"]) for pack in run["packs"]] == [
+        ("set", 10),
+        ("everyday", 80),
+    ]
+
+
+def test_the_record_holds_what_the_metrics_say_in_python(check, models):
+    assert check("--loss", "simpo", "--beta", "3", "--no-append-eos")[0] == 0
+    pair = ModelPair.alone(models[0])
+    prefs = Preferences.read("set.jsonl")
+    pack, _ = prefs.pack(pair.base.tokenizer)
+    alone = measure(pair, pack, [Entanglement(SimPO(beta=3))])[0]
+    found = table()
+    for name in HELD["entanglement"][1].split():
+        rows = alone.columns()[name]
+        if rows.dtype.kind == "f":
+            scale = np.abs(rows).max()
+            np.testing.assert_allclose(found[name], rows, rtol=1e-4, atol=1e-5 * scale)
+        else:
+            assert found[name] == rows.tolist(), name
+    assert found["pair"] == [0, 1, 3, 4, 5], "those of the file; pair 2 says one thing twice"
+    assert results()["entanglement"]["facts"]["loss"] == "simpo (beta 3, gamma 0.5)"
+
+
+@pytest.mark.parametrize("loss", ["dpo", "npo", "contrastive"])
+def test_the_safe_file_holds_just_the_records_of_the_ideal_pairs(loss, check):
+    assert check("--loss", loss)[0] == 0
+    found = table()
+    ideal = {p for p, case in zip(found["pair"], found["case"], strict=True) if case == "ideal"}
+    kept = [json.loads(line) for line in Path("out/safe.jsonl").read_text().splitlines()]
+    assert kept == [row for number, row in enumerate(ROWS) if number in ideal]
+    share = results()["entanglement"]["values"]["case_ideal"]["value"]
+    assert share == pytest.approx(len(ideal) / 5)
+
+
+def test_some_pairs_are_ideal_and_some_are_not(check):
+    # Else the test above would prove little.
+    check("--loss", "dpo")
+    assert "ideal" in table()["case"]
+    check("--loss", "npo", "--overwrite")
+    assert {*table()["case"]} == {"both_down"} or "ideal" not in table()["case"]
+    assert Path("out/safe.jsonl").read_text() == ""
+
+
+def test_the_folder_can_be_shown_and_drawn_again(check, driftlens):
+    check("--format", "html,json,parquet")
+    before = Path("out/index.html").read_text()
+    Path("out/index.html").unlink()
+    # Where nothing else has been imported, kinds of results must be known too.
+    found = process("render", "out")
+    assert (found.returncode, found.stdout) == (0, "out/index.html\n"), found.stderr
+    assert Path("out/index.html").read_text() == before
+    code, out, _ = driftlens("show", "out")
+    assert code == 0
+    assert record()["verdict"] in out
+    assert "What alignment would cost" in out
+
+
+@pytest.mark.parametrize(
+    ("bounds", "code"),
+    [
+        (["entanglement.case_both_down>=0"], 1),
+        (["entanglement.case_ideal<0", "preference_facts.ranked_right>1"], 0),
+        (["capability_conflict.rise>-1e9"], 1),
+    ],
+)
+def test_a_threshold_that_is_crossed_is_exit_code_1(bounds, code, check):
+    asked = [part for bound in bounds for part in ("--fail-on", bound)]
+    found, out, err = check(*asked)
+    assert found == code, err
+    assert out == "out/results.json\n"
+    assert ("threshold crossed" in err) == bool(code)
+
+
+def test_a_threshold_on_what_is_left_out_is_told(check):
+    code, _, err = check("--protect", "none", "--fail-on", "capability_conflict.rise>1")
+    assert code == 2
+    assert "a result of kind capability_conflict" in err
+
+
+# Options
+
+
+def test_a_reference_of_its_own_changes_the_pulls_and_is_named(check, models):
+    check("--protect", "none")
+    assert {*table()["d_chosen"]} == {0.05}
+    (said, _) = results()["entanglement"]["notes"]
+    assert said == "The reference is the model itself, as where training begins."
+    assert check("--protect", "none", "--reference", models[1], "--overwrite")[0] == 0
+    assert len({*table()["d_chosen"]}) == 5
+    said = results()["entanglement"]["notes"][0]
+    assert said.startswith("The reference is ")
+    assert "reference" in said.split("/")[-1]
+    run = record()["run"]["models"]
+    assert run["base"]["given"] == models[1]
+    assert run["aligned"]["given"] == models[0]
+
+
+def test_an_adapter_is_put_on_and_its_weights_alone_are_trained(check):
+    code, _, err = check("--lora", "r=2,targets=q_proj+v_proj", "--protect", "none")
+    assert code == 0, err
+    assert results()["entanglement"]["facts"]["trained"] == "*lora_*"
+    assert {*table("entanglement_by_layer")["component"]} == {"attn"}
+    assert {*table()["d_chosen"]} == {0.05}, "the adapter adds nothing yet"
+
+
+# peft asks transformers for an attribute by a name that is about to go.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_that_is_there_is_trained_on_the_model_that_it_sits_on(models, driftlens):
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    live = peft.get_peft_model(nets.net("llama"), config)
+    nets.moved(live, 0.1, 3, "lora_").save_pretrained("adapter")
+    args = ["--preferences", written(), *FAST, "--protect", "none"]
+    code, _, err = driftlens("check", "adapter", *args)
+    assert code == 2
+    assert "Name that model with --reference" in err
+    there = [*args, "--reference", models[0], "--train", "*lora_*"]
+    assert driftlens("check", "adapter", *there)[0] == 0
+    assert {*table("entanglement_by_layer")["component"]} == {"attn"}
+    assert len({*table()["d_chosen"]}) == 5, "the reference is the model without it"
+
+
+def test_the_trained_weights_can_be_named(check):
+    assert check("--train", "model.layers.2.*", "--protect", "none")[0] == 0
+    assert {*table("entanglement_by_layer")["layer"]} == {"2"}
+
+
+def test_texts_of_ones_own_are_protected(check):
+    Path("mine.txt").write_text("\n\n".join(nets.TEXTS))
+    assert check("--protect", "mine.txt")[0] == 0
+    assert results()["capability_conflict"]["facts"]["capability"] == "mine"
+    assert check("--protect", "none", "--overwrite")[0] == 0
+    assert "capability_conflict" not in results()
+
+
+def test_answers_are_closed_unless_it_is_said_otherwise(check, models):
+    check("--protect", "none")
+    closed = table()
+    assert results()["entanglement"]["notes"][1] == "Answers are closed with </s>, as trainers do."
+    check("--protect", "none", "--no-append-eos", "--overwrite")
+    opened = table()
+    for side in ("chosen_length", "rejected_length"):
+        assert np.subtract(closed[side], opened[side]).tolist() == [1] * 5
+    said = results()["entanglement"]["notes"][1]
+    assert said == "Answers are left open: no end-of-text token was appended to them."
+
+
+def test_without_an_end_of_text_token_nothing_is_appended_and_that_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = deepcopy(nets.tokenizer())
+    words.eos_token = None
+    model = HookedModel(nets.net("llama"), words, "model")
+    prefs = Preferences.read(written())
+    found = preflight.check(ModelPair(model, model), prefs)
+    assert found.results[0].notes[1] == (
+        "Answers are left open: the tokenizer has no end-of-text token to append."
+    )
+    assert not any("</s>" in example.text for example in found.pack.examples)
+
+
+def test_a_limit_counts_pairs_and_a_length_leaves_out_what_is_longer(check):
+    check("--limit", "2", "--protect", "none")
+    assert table()["pair"] == [0, 1]
+    check("--max-length", "16", "--protect", "none", "--overwrite")
+    assert 0 < len(table()["pair"]) < 5
+    (gate,) = [g for g in record()["checks"] if g["name"] == "pairs"]
+    assert gate["status"] == "warn"
+    assert "do not fit the context" in gate["detail"]
+    facts = table("preference_facts")
+    out = dict(zip(facts["fault"], facts["left_out"], strict=True))
+    assert out["truncated"] + out["identical"] == 6 - len(table()["pair"])
+
+
+def test_messages_are_rendered_and_their_prompt_is_not_scored(models, driftlens):
+    folder = Path("talk").resolve()
+    words = deepcopy(nets.tokenizer())
+    words.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    nets.saved(nets.net("llama"), folder, words)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": prompt}],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+        }
+        for prompt, chosen, rejected in PAIRS[:2]
+    ]
+    args = ["--preferences", written(rows), *FAST, "--protect", "none"]
+    code, _, err = driftlens("check", folder, *args)
+    assert code == 0, err
+    asked = [len(words(answer + "</s>")["input_ids"]) - 1 for _, answer, _ in PAIRS[:2]]
+    assert table()["chosen_length"] == asked
+    # The template closes what it renders, and nothing is said of answers that are strings.
+    assert len(results()["entanglement"]["notes"]) == 1
+
+
+def test_python_says_what_the_command_says(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prefs, told = Preferences.read(written()), []
+    options = preflight.Options(NPO(), rows=2)
+    pair = ModelPair.alone(models[0])
+    found = preflight.check(pair, prefs, options, progress=lambda *args: told.append(args))
+    assert told[-1] == ("set", 10, 10)
+    assert [fault.kind for fault in found.faults if not fault.kept] == ["identical"]
+    assert found.safe(prefs) == []
+    assert len(found.results) == 5
+
+
+# What is refused
+
+
+REFUSED = {
+    "an unknown loss": (["--loss", "ppo"], "Name one of dpo, r-dpo"),
+    "a parameter of another loss": (["--tau", "0.1"], "It has beta."),
+    "two parameters": (["--loss", "ipo", "--beta", "1", "--gamma", "1"], "found 'beta', 'gamma'"),
+    "a parameter out of range": (["--beta", "0"], "a number above 0 as beta"),
+    "an adapter without a rank": (["--lora", "r=big"], "--lora as r=16"),
+    "an adapter with another setting": (["--lora", "alpha=3"], "--lora as r=16"),
+    "a bound on nothing": (["--fail-on", "entanglement.smell>1"], "entanglement.case_both_down"),
+    "a bound of a report": (["--fail-on", "forgetting.loss_rise>1"], "preference_facts"),
+    "an unknown format": (["--format", "pdf"], "formats among"),
+    "no limit": (["--limit", "0"], "--limit"),
+    "a folder as out": (["--out", "full"], "which holds a.txt"),
+    "a revision of no reference": (["--reference-revision", "x"], "--reference beside"),
+    "a field too few": (["--preferences", "fields.jsonl"], "found fields 'prompt', 'chosen'"),
+    "chosen equal to rejected only": (["--preferences", "same.jsonl"], "2 with the same answer"),
+    "an empty answer": (["--preferences", "empty.jsonl"], "an answer in `rejected` on line 2"),
+    "an unknown role": (["--preferences", "role.jsonl"], "found 'wizard'"),
+    "strings and messages": (["--preferences", "mixed.jsonl"], "found some of each"),
+    "no pairs": (["--preferences", "none.jsonl"], "pairs of two different answers"),
+    "stereotypes to protect": (["--protect", "stereotypes"], "packs of kind text"),
+}
+
+
+def bad_files():
+    row = dict(ROWS[0])
+    fewer = {name: row[name] for name in ("prompt", "chosen")}
+    turn = {"role": "assistant", "content": "x"}
+    talk = {"chosen": [turn], "rejected": [{"role": "wizard", "content": "y"}]}
+    written([fewer], "fields.jsonl")
+    written([ROWS[2], ROWS[2]], "same.jsonl")
+    written([row, row | {"rejected": " "}], "empty.jsonl")
+    written([talk], "role.jsonl")
+    written([row | {"chosen": [turn]}], "mixed.jsonl")
+    written([], "none.jsonl")
+    Path("full").mkdir()
+    Path("full/a.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_can_be_refused_early_is_refused_before_a_model_is_loaded(what, check, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("driftlens.models.ModelPair.load", load)
+    bad_files()
+    before = left()
+    arguments, said = REFUSED[what]
+    code, out, err = check(*arguments)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split()), err
+    assert "Traceback" not in err
+    assert left() == before
+
+
+def test_a_file_that_is_missing_is_exit_code_3(check):
+    for arguments in (["--preferences", "gone.jsonl"], ["--protect", "gone.txt"]):
+        code, out, err = check(*arguments)
+        assert (code, out) == (3, "")
+        assert "gone" in err
+        assert left() == ["set.jsonl"]
+
+
+TOO_LATE = {
+    "a subset that names nothing": (["--train", "nowhere.*"], "'nowhere.*', which names none of"),
+    "modules that are not there": (["--lora", "targets=q_prj"], "names of modules"),
+    "messages without a template": (["--preferences", "talk.jsonl"], "a chat template to render"),
+    "prompts longer than the context": (["--preferences", "long.jsonl"], "(1 prompt_too_long)"),
+    "a length that leaves no pair": (["--max-length", "3"], "none of 6"),
+}
+
+
+@pytest.mark.parametrize("what", TOO_LATE)
+def test_what_only_the_model_can_tell_leaves_nothing_either(what, check):
+    talk = [
+        {
+            "prompt": [{"role": "user", "content": "Hi."}],
+            "chosen": [{"role": "assistant", "content": "Yes?"}],
+            "rejected": [{"role": "assistant", "content": "No."}],
+        }
+    ]
+    written(talk, "talk.jsonl")
+    written([ROWS[0] | {"prompt": "bell " * 100}], "long.jsonl")
+    before = left()
+    arguments, said = TOO_LATE[what]
+    code, out, err = check(*arguments)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split()), err
+    assert left() == before
+
+
+def test_a_model_that_does_not_continue_text_is_refused(driftlens):
+    folder = nets.saved(nets.net("bert"), Path("bert").resolve(), nets.enclosing())
+    code, _, err = driftlens("check", folder, "--preferences", written(), *FAST)
+    assert code == 2
+    assert "a model that continues text" in err
+
+
+def test_a_reference_that_reads_otherwise_is_refused(check):
+    words = nets.tokenizer(merges=20)
+    other = nets.saved(nets.net("llama", 1), Path("other").resolve(), words)
+    code, _, err = check("--reference", other)
+    assert code == 2
+    assert "a reference that cuts the pairs into the same tokens" in err
+    assert left() == ["other", "set.jsonl"]
+
+
+def test_a_gradient_that_is_nothing_names_its_pair_and_leaves_nothing(driftlens):
+    net = nets.net("llama")
+    with torch.no_grad():
+        # No weight below has a say then.
+        net.lm_head.weight.fill_(0.0)
+    folder = nets.saved(net, Path("blind").resolve())
+    args = ["--preferences", written(), *FAST, "--train", "model.layers.*"]
+    code, out, err = driftlens("check", folder, *args)
+    assert (code, out) == (2, "")
+    assert "one of squared norm 0 for the chosen answer of pair" in err
+    assert left() == ["blind", "set.jsonl"]
+
+
+def test_what_stands_there_is_replaced_only_when_it_is_said(check):
+    assert check("--protect", "none")[0] == 0
+    before = record()
+    code, _, err = check("--protect", "none")
+    assert code == 2
+    assert "--overwrite" in err
+    assert record() == before
+    assert check("--protect", "none", "--overwrite", "--limit", "2")[0] == 0
+    assert len(table()["pair"]) == 2
+
+
+@pytest.mark.parametrize("where", ["loading", "measuring", "writing"])
+def test_an_interrupt_says_that_nothing_was_written(where, check, monkeypatch):
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("still going")
+
+    place = {
+        "loading": "driftlens.models.ModelPair.load",
+        "measuring": "driftlens.models.gradients.Gradients.products",
+        "writing": "driftlens.report.report.write_json",
+    }[where]
+    monkeypatch.setattr(place, interrupt)
+    assert check() == (130, "", "interrupted; nothing was written\n")
+    assert left() == ["set.jsonl"]
+
+
+def test_preferences_are_not_what_two_models_are_compared_on(models):
+    pair = ModelPair.alone(models[0])
+    pack = Pack(
+        "pairs",
+        "preference",
+        [Example("I swim.", (2, 7), 0, "chosen"), Example("I sink.", (2, 7), 0, "rejected")],
+    )
+    with pytest.raises(DriftlensError, match="driftlens check"):
+        list(suite.examine(pair, [pack]))
+    with pytest.raises(DriftlensError, match="driftlens check"):
+        suite.applicable(pair, pair.encoder(pack), suite.Options())
+
+
+def test_help_is_a_sentence_and_names_the_options(driftlens):
+    code, out, _ = driftlens("check", "--help")
+    assert code == 0
+    said = " ".join(out.split())
+    assert "Look at a preference set through a model's gradients" in said
+    for option in ("--preferences", "--loss", "--reference", "--lora", "--no-append-eos"):
+        assert option in said
