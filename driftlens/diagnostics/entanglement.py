@@ -14,7 +14,6 @@ from driftlens.formulas.preferences import DPO, LOSSES, Answers, Loss, pulls
 from driftlens.formulas.streams import PerDocument, Rows
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
-from driftlens.models.hybrid import plain
 from driftlens.models.pieces import Piece
 from driftlens.models.tokens import Encoder
 from driftlens.results import Estimate, Result, column, fact, figures, value
@@ -113,13 +112,14 @@ class OfPairs(Metric[R]):
     def _seen(self, frame: Frame) -> dict[str, np.ndarray]:
         """[pair] of each of `COLUMNS`."""
         found = {name: z.numpy() for name, z in frame.answers._asdict().items()}
+        found["ches"] = _ches(frame)
         none = np.full(len(found["chosen"]), np.nan)
         if not self.gradients:
-            return found | {"ww": none, "wl": none, "ll": none, "ches": _ches(frame)}
+            return found | {"ww": none, "wl": none, "ll": none}
         inner = frame.products(self.trained).total.numpy()
         ww, wl, ll = inner[:, 0, 0], inner[:, 0, 1], inner[:, 1, 1]
         self._check(frame, ww, ll)
-        return found | {"ww": ww, "wl": wl, "ll": ll, "ches": none}
+        return found | {"ww": ww, "wl": wl, "ll": ll}
 
     def _check(self, frame: Frame, ww: np.ndarray, ll: np.ndarray) -> None:
         """Stop where a gradient is nothing, or no number."""
@@ -159,11 +159,7 @@ class OfPairs(Metric[R]):
 
 def _ches(frame: Frame) -> np.ndarray:
     """[pair] ln-CHES."""
-    model, batch = plain(frame.pair.aligned), frame.aligned.batch
-    states = model.read_from(frame.aligned.predictors).double()
-    sums = states.new_zeros(len(batch.ids), states.shape[1])
-    sums = sums.index_add_(0, batch.target[0].to(sums.device), states).cpu()
-    lengths = frame.answers.chosen_length, frame.answers.rejected_length
+    sums, lengths = frame.states, (frame.answers.chosen_length, frame.answers.rejected_length)
     return entanglement.ln_ches(sums[::2], sums[1::2], *lengths).numpy()
 
 
@@ -229,6 +225,10 @@ bootstrap over pairs.
     """[row] change of the chosen answer's log-probability, per unit of learning rate."""
     predicted_rejected_of_pair: np.ndarray = column("nats/η", named="predicted_rejected")
     """[row] the same of the rejected answer's."""
+    predicted_margin: np.ndarray = column("nats/η")
+    """[row] change of their difference; never below 0 where both pulls are equal."""
+    ln_ches: np.ndarray = column()
+    """[row] ⟨S_w, S_l⟩/(|y_w||y_l|) − ‖S_w‖²/|y_w|², of the states that predict the answers."""
     band: np.ndarray = column("log units")
     """[row] distance from the disentanglement band; 0 within."""
     chosen_logp: np.ndarray = column("nats")
@@ -316,6 +316,8 @@ class Entanglement(OfPairs[EntanglementResult]):
             case=case.astype(object),
             predicted_chosen_of_pair=rates.chosen,
             predicted_rejected_of_pair=rates.rejected,
+            predicted_margin=rates.margin,
+            ln_ches=table["ches"],
             band=entanglement.band_distance(*three, d_w, d_l),
             chosen_logp=table["chosen"],
             rejected_logp=table["rejected"],

@@ -432,6 +432,12 @@ class _Sums:
     def done(self, likelihood: Tensor) -> Products:
         """All that was added up."""
         self.flush()
+        if self.reads:
+            raise DriftlensError(
+                "a tied embedding that is looked up by ids, once",
+                found=f"{next(iter(self.reads))} of {self.of.model.name}, which is not",
+                remedy="Leave it out of what is trained.",
+            )
         for path, names in self.of.holders.items():
             for name in names:
                 # Where no gradient came, nothing of it is used.

@@ -354,6 +354,13 @@ class Frame:
             own[::2], own[1::2], lengths[::2], lengths[1::2], reference[::2], reference[1::2]
         )
 
+    @cached_property
+    def states(self) -> Tensor:
+        """[row, width] sums of the states that aligned's unembedding reads the answers from."""
+        states = plain(self.pair.aligned).read_from(self.aligned.predictors).double().cpu()
+        sums = states.new_zeros(len(self.windows), states.shape[1])
+        return sums.index_add(0, self.aligned.batch.target[0].cpu(), states)
+
     def products(
         self, trained: Sequence[str] = ("*",), size: int = 2, by_token: bool = False
     ) -> Products:
