@@ -308,11 +308,16 @@ def _looks(
     optimiser: Callable[[Any], torch.optim.Optimizer],
     batches: Sequence[Sequence[int]],
 ) -> Iterator[tuple[int, Sequence[int] | None, nn.Module]]:
-    """After how many steps, on what batch (None is all pairs), and the net there."""
+    """After how many steps, on what batch (None is all pairs), and the net there.
+
+    A run that loses all bounds ends before it does.
+    """
     (net,) = trained(case.net, case.shown, loss, optimiser, [range(case.pairs)])
     yield 1, None, net
     epoch = -(-case.pairs // ROWS)
     for number, net in enumerate(trained(case.net, case.shown, loss, optimiser, batches), 1):
+        if not all(bool(weight.isfinite().all()) for weight in net.parameters()):
+            return
         if number in (1, epoch, len(batches)):
             yield number, batches[0] if number == 1 else None, net
 

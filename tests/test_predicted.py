@@ -132,6 +132,12 @@ def test_batches_show_every_pair_once_an_epoch():
     assert batches[:3] != batches[3:]
 
 
+def test_a_run_that_loses_all_bounds_ends_before():
+    batches = bench._batches(case().pairs, 9, seed=0)
+    steps = [number for number, _, _ in bench._looks(case(), DPO(), bench.sgd(1e30), batches)]
+    assert steps == [1, 1]
+
+
 def test_reviews_say_what_their_label_says():
     from random import Random
 

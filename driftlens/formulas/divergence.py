@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from math import log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,10 +63,36 @@ def gold(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         [row] log-probability, at most 0; NaN where a logit is NaN or +inf.
     """
-    learnt = logits.requires_grad and torch.is_grad_enabled()
-    room = None if learnt else _room(logits)
-    parts = [_gold(Weights.of(logits[rows], room), target[rows]) for rows in _slices(logits)]
-    return torch.cat(parts)
+    return _Gold.apply(logits, target)
+
+
+class _Gold(torch.autograd.Function):
+    """`gold` with its own gradient, δ_{ig} − p_i: that of every slice would be as large as all."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        room = _room(logits)
+        parts = [_gold(Weights.of(logits[rows], room), target[rows]) for rows in _slices(logits)]
+        found = torch.cat(parts)
+        ctx.save_for_backward(logits, target, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None]:
+        logits, target, found = ctx.saved_tensors
+        # The logarithm of the sum is what gold's own logit is above its log-probability.
+        total = (logits.gather(-1, target[:, None])[:, 0] - found)[:, None]
+        gradient = torch.empty_like(logits)
+        wide = logits.dtype == total.dtype
+        for rows in _slices(logits):
+            room = gradient[rows] if wide else torch.empty_like(logits[rows], dtype=total.dtype)
+            torch.sub(logits[rows], total[rows], out=room)
+            room.mul_(LOG2_E).exp2_().mul_(-by[0][rows, None])
+            if not wide:
+                gradient[rows] = room
+        every = torch.arange(len(target), device=target.device)
+        gradient[every, target] += by[0].to(gradient.dtype)
+        return gradient, None
 
 
 class Comparison(NamedTuple):

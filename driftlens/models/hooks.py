@@ -140,7 +140,7 @@ class HookedModel:
             self._skip(self.depth - 1, stream),
             self._writing(None if grad else room),
         ):
-            return self.net(input_ids=ids, **_off(self.net)).logits[:, 0]
+            return self.net(input_ids=ids, **_off(self.net)).logits.squeeze(1)
 
     def read_from(self, stream: Tensor) -> Tensor:
         """[row, width] what the unembedding is given of [row, width] last streams: normed."""

@@ -429,7 +429,9 @@ def with_lora(model: Model, *, r: int, targets: Sequence[str] | str, seed: int) 
                 found=str(error).splitlines()[0],
                 remedy="Give --lora r=16,targets=all-linear, or names such as q_proj+v_proj.",
             ) from None
-    adapted = HookedModel(live.eval(), model.tokenizer, f"{model.name} + LoRA of rank {r}")
+    # PEFT's own wrapper takes whatever it is given, and would not say that it takes positions.
+    inner, name = live.eval().get_base_model(), f"{model.name} + LoRA of rank {r}"
+    adapted = HookedModel(inner, model.tokenizer, name)
     adapted.source = dict(getattr(model, "source", {}))
     return adapted
 
