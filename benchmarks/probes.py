@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from driftlens.estimators import CCS, fit_many
-from driftlens.estimators.ccs import starts
+from driftlens.estimators.ccs import OPTIMIZERS, starts
 
 T = TypeVar("T")
 
@@ -88,7 +88,8 @@ def one_after_another(layers: list[np.ndarray], like: CCS) -> Iterator[list[floa
 def _descend(no: torch.Tensor, yes: torch.Tensor, start: torch.Tensor, like: CCS) -> float:
     probe = torch.nn.Linear(len(start) - 1, 1).to(start.dtype)
     probe.weight.data[0], probe.bias.data[0] = start[:-1], start[-1]
-    walker = torch.optim.AdamW(probe.parameters(), lr=like.lr, weight_decay=like.weight_decay)
+    _, lr, weight_decay = OPTIMIZERS["adamw"]
+    walker = torch.optim.AdamW(probe.parameters(), lr=lr, weight_decay=weight_decay)
     for _ in range(like.steps):
         walker.zero_grad()
         _loss(probe, no, yes).backward()

@@ -48,14 +48,17 @@ class CRC(_Closed):
 
 
 class VINC(ContrastProbe):
-    r"""Variance, invariance, negative covariance: the top eigenvector of
+    r"""Variance, invariance, negative covariance, all in one eigenvector.
+
+    The direction is the top eigenvector of
 
     .. math:: A = v \, C_{inter} - (1 - c) \, C_{intra} - c \, X
 
     where :math:`C_{inter}` is the covariance of statements within a side, averaged over sides;
     :math:`C_{intra}` that of one statement's prompt variants, averaged over statements and
     sides; X the symmetric covariance between a statement's two sides. The direction between
-    the sides' means, which tells "Yes" from "No" and nothing else, is projected out of A.
+    the sides' means, which tells "Yes" from "No", is projected out of A. (Where those words
+    hardly differ and one class is more frequent, that direction is the classes' own.)
 
     X is [statement, variant, side, width], or [statement, side, width] of one variant, where
     nothing can vary; s is the mean over variants.

@@ -24,8 +24,11 @@ DEGENERATE_LOSS = 0.195
 DEGENERATE_SPREAD = 0.02
 """Standard deviation of p below which a probe says the same of every state."""
 
-OPTIMIZERS = {"adamw": descent.adamw, "lbfgs": descent.lbfgs}
-"""How probes may go downhill."""
+CACHED = 4 * 2**20
+"""Bytes of states that a CPU walks over at once."""
+
+OPTIMIZERS = {"adamw": (descent.adamw, 0.015, 0.01), "lbfgs": (descent.lbfgs, 1.0, 1e-4)}
+"""How probes may go downhill; the `lr` and `weight_decay` of each, where none are given."""
 
 
 Probe = TypeVar("Probe", bound="CCS")
@@ -67,8 +70,9 @@ class CCS(ContrastProbe):
     Args:
         n_restarts: Descents from directions drawn anew.
         optimizer: "adamw" or "lbfgs".
-        lr: Step of AdamW, or first length that L-BFGS tries (1 is usual there).
-        weight_decay: Of AdamW; λ of λ‖w‖²/2 with L-BFGS.
+        lr: Step of AdamW, 0.015 if left out; the first length that L-BFGS tries, 1.
+        weight_decay: Of AdamW, 0.01 if left out; λ of λ‖w‖²/2 with L-BFGS, 1e-4 (of states of
+            length 1, where 0.01 keeps w so small that no probe is sure of anything).
         steps: How many of AdamW; at most so many of L-BFGS.
         normalize: See `Normaliser`.
         random_state: Of the directions. They depend on nothing else but the width, so that a
@@ -93,8 +97,8 @@ class CCS(ContrastProbe):
         self,
         n_restarts: int = 10,
         optimizer: str = "adamw",
-        lr: float = 0.015,
-        weight_decay: float = 0.01,
+        lr: float | None = None,
+        weight_decay: float | None = None,
         steps: int = 1500,
         normalize: str | None = "scale",
         random_state: int | np.random.RandomState | None = None,
@@ -175,67 +179,97 @@ def _search(states: np.ndarray, like: CCS) -> Found:
             found=repr(like.optimizer),
             remedy="Leave it out for 'adamw'.",
         )
-    probes, statements, _, width = states.shape
-    start = torch.from_numpy(starts(like, width).astype(states.dtype))
-    weights = start.expand(probes, -1, -1).to(like.device)
-    # All of "No" before all of "Yes", and a column of ones for the bias.
-    rows = torch.from_numpy(states).to(like.device).transpose(1, 2).flatten(1, 2)
-    rows = torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
-    polarity = like._polarity()
+    start = torch.from_numpy(starts(like, states.shape[-1]).astype(states.dtype))
+    start = start.to(like.device)
+    at_once = len(states)
+    if like.device == "cpu":
+        # Layers that fit the cache together; more of them would be read from memory at each step.
+        at_once = max(1, CACHED // states[0].nbytes)
+    parts = [
+        _descend(Contrasts(some, like), start.expand(len(some), -1, -1), like)
+        for some in (states[i : i + at_once] for i in range(0, len(states), at_once))
+    ]
+    return Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def of(weights: Tensor) -> tuple[Tensor, Tensor]:
-        return _descent(rows, weights, polarity)
 
-    walk = OPTIMIZERS[like.optimizer]
-    weights = walk(of, weights, like.steps, like.lr, like.weight_decay)
-    p = torch.sigmoid(weights @ rows.mT)
+def _descend(on: "Contrasts", weights: Tensor, like: CCS) -> Found:
+    walk, lr, weight_decay = OPTIMIZERS[like.optimizer]
+    lr = lr if like.lr is None else like.lr
+    weight_decay = weight_decay if like.weight_decay is None else like.weight_decay
+    weights = walk(on, weights, like.steps, lr, weight_decay)
+    p = on.p(weights).double()
     ended = weights.cpu().numpy()
     return Found(
         ended[..., :-1],
         ended[..., -1],
-        _losses(*p.unflatten(-1, (2, statements)).unbind(2), polarity).double().cpu().numpy(),
-        p.double().std(-1, correction=0).cpu().numpy(),
+        on.losses_of(p).cpu().numpy(),
+        p.std(-1, correction=0).cpu().numpy(),
     )
 
 
 def starts(like: CCS, width: int) -> np.ndarray:
     """[restart, width + 1] weights and bias on the unit sphere, a generator for each restart."""
     seed = check_random_state(like.random_state).randint(2**31)
-    drawn = [np.random.default_rng([seed, r]).normal(size=width + 1) for r in range(like.n_restarts)]
+    drawn = [
+        np.random.default_rng([seed, r]).normal(size=width + 1) for r in range(like.n_restarts)
+    ]
     return np.stack([one / np.linalg.norm(one) for one in drawn])
 
 
-def _losses(no: Tensor, yes: Tensor, polarity: float) -> Tensor:
-    """[probe, restart] of p [probe, restart, statement]."""
-    losses = ((no + yes - 1).square() + torch.minimum(no, yes).square()).mean(-1)
-    if polarity:
-        losses = losses + polarity * _apart(no, yes).square().mean(-1)
-    return losses
+class Contrasts:
+    """Normalised states, and how well probes of them do.
 
-
-def _apart(no: Tensor, yes: Tensor) -> Tensor:
-    """[*, statement] how far "Yes" of each is from "No" of its opposite, half a list away."""
-    return yes - no.roll(no.shape[-1] // 2, -1)
-
-
-def _descent(rows: Tensor, weights: Tensor, polarity: float) -> tuple[Tensor, Tensor]:
-    """[probe, restart] losses and [probe, restart, column] slopes.
-
-    The slopes are written out: two products and a few passes over p, where recording and
-    replaying them would take several times as many.
+    Args:
+        states: [probe, statement, side, width].
+        like: With the weight of the polarity term, and the device.
     """
-    p = torch.sigmoid(weights @ rows.mT)
-    no, yes = p.unflatten(-1, (2, -1)).unbind(2)
-    count = no.shape[-1]
-    apart = no + yes - 1
-    least = torch.minimum(no, yes)
-    # A tie pulls at both, by half each.
-    lower = least * torch.heaviside(yes - no, torch.full((), 0.5, dtype=no.dtype, device=no.device))
-    pull = torch.stack((apart + lower, apart + least - lower), 2)
-    losses = (apart.square() + least.square()).mean(-1)
-    if polarity:
-        twins = _apart(no, yes)
-        losses = losses + polarity * twins.square().mean(-1)
-        pull[:, :, 1] += polarity * twins
-        pull[:, :, 0] -= polarity * twins.roll(-(count // 2), -1)
-    return losses, (pull.flatten(2) * p * (1 - p) * (2 / count)) @ rows
+
+    def __init__(self, states: np.ndarray, like: CCS) -> None:
+        self.polarity, self.count = like._polarity(), states.shape[1]
+        # All of "No" before all of "Yes", and a column of ones for the bias.
+        rows = torch.from_numpy(states).to(like.device).transpose(1, 2).flatten(1, 2)
+        self.rows = torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
+
+    def p(self, weights: Tensor) -> Tensor:
+        """[probe, restart, side · statement] probabilities."""
+        return torch.sigmoid(weights @ self.rows.mT)
+
+    def losses(self, weights: Tensor) -> Tensor:
+        """[probe, restart] the loss of each."""
+        return self.losses_of(self.p(weights))
+
+    def losses_of(self, p: Tensor) -> Tensor:
+        """[probe, restart] the loss of probabilities."""
+        no, yes = p.split(self.count, -1)
+        losses = ((no + yes - 1).square() + torch.minimum(no, yes).square()).mean(-1)
+        if self.polarity:
+            losses = losses + self.polarity * self._apart(no, yes).square().mean(-1)
+        return losses
+
+    def slopes(self, weights: Tensor) -> Tensor:
+        """[probe, restart, column] the loss's derivatives.
+
+        They are written out: two products and a few passes over p, where recording the loss and
+        replaying it would take several times as many.
+        """
+        p = self.p(weights)
+        no, yes = p.split(self.count, -1)
+        half = torch.minimum(no, yes).div_(2)
+        apart = (no + yes).sub_(1).add_(half)
+        # 1 where "No" has the smaller, −1 where "Yes" has; a tie pulls at both, by half each.
+        leaning = torch.sign(yes - no).mul_(half)
+        at_no, at_yes = apart + leaning, apart - leaning
+        if self.polarity:
+            twins = self.polarity * self._apart(no, yes)
+            at_no, at_yes = at_no - self._opposite(twins), at_yes + twins
+        pull = torch.cat((at_no, at_yes), -1).mul_(2 / self.count)
+        # pull · p · (1 − p), in one pass.
+        return torch.ops.aten.sigmoid_backward(pull, p) @ self.rows
+
+    def _apart(self, no: Tensor, yes: Tensor) -> Tensor:
+        """[*, statement] how far "Yes" of each is from "No" of its opposite."""
+        return yes - self._opposite(no)
+
+    def _opposite(self, values: Tensor) -> Tensor:
+        """[*, statement] the opposite's; the second half are the first one's."""
+        return values.roll(self.count // 2, -1)

@@ -1,16 +1,26 @@
 """Going downhill with many probes at once, each as if it were alone.
 
-`of` gives the losses [probe, restart] and slopes [probe, restart, column] of weights of that
-shape. Nothing is shared among probes or restarts but the time that it takes.
+Weights are [probe, restart, column]. Nothing is shared among probes or restarts but the time
+that it takes.
 """
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Landscape = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+class Landscape(Protocol):
+    """What there is to go down."""
+
+    def losses(self, weights: Tensor) -> Tensor:
+        """[probe, restart] heights."""
+
+    def slopes(self, weights: Tensor) -> Tensor:
+        """[probe, restart, column] their derivatives."""
+
 
 KEPT = 10
 """Steps that L-BFGS remembers."""
@@ -22,7 +32,7 @@ ENOUGH = 1e-4
 """Share of the promised decrease that a step must keep."""
 
 
-def adamw(of: Landscape, weights: Tensor, steps: int, lr: float, weight_decay: float) -> Tensor:
+def adamw(on: Landscape, weights: Tensor, steps: int, lr: float, weight_decay: float) -> Tensor:
     """Weights after so many steps of AdamW, all states at once.
 
     Source: Loshchilov & Hutter (2019), "Decoupled Weight Decay Regularization", algorithm 2.
@@ -31,12 +41,12 @@ def adamw(of: Landscape, weights: Tensor, steps: int, lr: float, weight_decay: f
     # One kernel a step; a weight's step depends on that weight alone.
     walker = torch.optim.AdamW([weights], lr=lr, weight_decay=weight_decay, fused=True)
     for _ in range(steps):
-        _, weights.grad = of(weights.detach())
+        weights.grad = on.slopes(weights.detach())
         walker.step()
     return weights.detach()
 
 
-def lbfgs(of: Landscape, weights: Tensor, steps: int, lr: float, weight_decay: float) -> Tensor:
+def lbfgs(on: Landscape, weights: Tensor, steps: int, lr: float, weight_decay: float) -> Tensor:
     r"""Weights after at most so many steps of L-BFGS, with :math:`\lambda \|w\|^2 / 2` added.
 
     Every probe has its own history and step length (halved from `lr` until the loss falls
@@ -45,11 +55,13 @@ def lbfgs(of: Landscape, weights: Tensor, steps: int, lr: float, weight_decay: f
     Source: Nocedal & Wright (2006), "Numerical Optimization", algorithms 7.4 and 3.1.
     """
 
-    def penalised(weights: Tensor) -> tuple[Tensor, Tensor]:
-        losses, slopes = of(weights)
-        return losses + weight_decay / 2 * _dot(weights, weights), slopes + weight_decay * weights
+    def height(weights: Tensor) -> Tensor:
+        return on.losses(weights) + weight_decay / 2 * _dot(weights, weights)
 
-    losses, slopes = penalised(weights)
+    def slope(weights: Tensor) -> Tensor:
+        return on.slopes(weights) + weight_decay * weights
+
+    losses, slopes = height(weights), slope(weights)
     history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=KEPT)
     # The first step is no longer than 1: nothing is known of the curvature yet.
     size = 1 / slopes.norm(dim=-1).clamp(min=1)
@@ -57,9 +69,11 @@ def lbfgs(of: Landscape, weights: Tensor, steps: int, lr: float, weight_decay: f
     for _ in range(steps):
         # Who has stopped stays, however long the others go on: alone it would have stayed too.
         way = torch.where(moves[..., None], -_curved(slopes, history, size), 0)
-        after, losses, found, moves = _walk(penalised, weights, losses, slopes, way, lr)
+        after, losses = _walk(height, weights, losses, _dot(way, slopes), way, lr)
+        moves = (after != weights).any(-1)
         if not moves.any():
             break
+        found = slope(after)
         step, bend = after - weights, found - slopes
         weights, slopes = after, found
         along = _dot(step, bend)
@@ -82,26 +96,23 @@ def _curved(slopes: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]], size:
 
 
 def _walk(
-    of: Landscape, weights: Tensor, losses: Tensor, slopes: Tensor, way: Tensor, lr: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights, losses and slopes after a step of each probe's own length, and whether it moved."""
-    promised = _dot(way, slopes)
+    height: Callable[[Tensor], Tensor],
+    weights: Tensor,
+    losses: Tensor,
+    promised: Tensor,
+    way: Tensor,
+    lr: float,
+) -> tuple[Tensor, Tensor]:
+    """Weights and losses after a step of each probe's own length, 0 if none is short enough."""
     length = torch.where(promised < 0, lr, 0.0).to(losses)
     for _ in range(HALVINGS):
         after = weights + length[..., None] * way
-        reached, found = of(after)
+        reached = height(after)
         short = reached > losses + ENOUGH * length * promised
         if not short.any():
-            break
+            return after, reached
         length = torch.where(short, length / 2, length)
-    length = torch.where(short, 0.0, length)
-    stays = (length == 0)[..., None]
-    return (
-        torch.where(stays, weights, weights + length[..., None] * way),
-        torch.where(stays[..., 0], losses, reached),
-        torch.where(stays, slopes, found),
-        ~stays[..., 0],
-    )
+    return torch.where(short[..., None], weights, after), torch.where(short, losses, reached)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from driftlens.errors import DriftlensError
 
 from .ccs import CCS
 from .probe import ContrastProbe
-from .scores import auroc, ccs_loss, right
+from .scores import auroc, ccs_loss, in_order, right
 
 STRONG = 0.75
 """ESA from which polarity counts as strong (the paper's regimes)."""
@@ -203,8 +203,8 @@ class PolarityCCS(CCS):
         mode: str = "ours",
         n_restarts: int = 10,
         optimizer: str = "adamw",
-        lr: float = 0.015,
-        weight_decay: float = 0.01,
+        lr: float | None = None,
+        weight_decay: float | None = None,
         steps: int = 1500,
         normalize: str | None = "scale",
         random_state: int | np.random.RandomState | None = None,
@@ -263,7 +263,7 @@ class PolarityCCS(CCS):
         rows = self._anchored(anchors, len(states))
         signs = 1 if labels is None else 2 * labels[rows] - 1
         scores = self._scores(self._side_proba(self.normaliser_(states[rows])))
-        self._turn(float((signs * np.sign(scores - 0.5)).sum()) < 0)
+        self._turn(in_order(signs * (2 * scores - 1)).sum() < 0)
         return self
 
 

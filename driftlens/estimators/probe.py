@@ -123,6 +123,8 @@ class ContrastProbe(ClassifierMixin, BaseEstimator):
     _supervised: ClassVar[bool] = False
     """Whether it cannot learn without labels."""
 
+    normalize: str | None
+
     coef_: np.ndarray
     """[width] w, of normalised states."""
 
@@ -172,7 +174,7 @@ class ContrastProbe(ClassifierMixin, BaseEstimator):
         return {"side": 2}
 
     def _learn_place(self, states: np.ndarray) -> None:
-        self.normaliser_ = Normaliser.learn(states, getattr(self, "normalize", "scale"))
+        self.normaliser_ = Normaliser.learn(states, self.normalize)
 
     def _learn(self, states: np.ndarray, labels: np.ndarray | None) -> None:
         raise NotImplementedError
@@ -196,9 +198,12 @@ class ContrastProbe(ClassifierMixin, BaseEstimator):
     def direction_(self) -> np.ndarray:
         """[width] the probe's direction among the states themselves, of length 1.
 
-        Where coordinates are scaled by side, it is the mean of both sides' directions.
+        Where coordinates are scaled by side, it is the mean of both sides' directions; NaN where
+        the states that it learnt from were all the same.
         """
         check_is_fitted(self)
+        if self.normaliser_.constant:
+            return np.full_like(self.coef_, np.nan)
         scale = np.broadcast_to(self.normaliser_.scale, self.normaliser_.offset.shape)
         raw = self.coef_ * (1 / scale.reshape(-1, len(self.coef_))).mean(0)
         return raw / np.linalg.norm(raw)
@@ -247,10 +252,10 @@ class ContrastProbe(ClassifierMixin, BaseEstimator):
             X = X.detach().cpu()
             X = (X if X.dtype in (torch.float32, torch.float64) else X.float()).numpy()
         axes = self._axes()
-        shape = getattr(X, "shape", ())
+        shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
         if len(shape) > 2:
-            if tuple(shape[1:-1]) != tuple(axes.values()):
-                raise _unpaired(axes, f"{named}shape {tuple(shape)}")
+            if shape[1:-1] != tuple(axes.values()):
+                raise _unpaired(axes, f"{named}shape {shape}")
             X = np.asarray(X).reshape(shape[0], -1)
         flat = validate_data(
             self, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False
@@ -281,16 +286,16 @@ class ContrastProbe(ClassifierMixin, BaseEstimator):
                     remedy="Pass y, or take a probe that needs none: CCS, CRC or VINC.",
                 )
             return None
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        kinds, labels = np.unique(y, return_inverse=True)
-        if len(y) != count or len(kinds) != 2:
+        given = column_or_1d(y, warn=True)
+        check_classification_targets(given)
+        kinds, labels = np.unique(given, return_inverse=True)
+        if len(given) != count or len(kinds) != 2:
             raise DriftlensError(
                 f"{count} labels of two classes",
                 found=(
-                    f"{len(y)} labels of {len(kinds)} class{'es' if len(kinds) > 1 else ''}. "
+                    f"{len(given)} labels of {len(kinds)} class{'es' if len(kinds) > 1 else ''}. "
                     "Only binary classification is supported. The type of the target is "
-                    f"{type_of_target(y)}"
+                    f"{type_of_target(given)}"
                 ),
                 remedy="Label each statement true or false, some of each.",
             )

@@ -97,6 +97,16 @@ def max_t(found: ArrayLike, null: ArrayLike) -> np.ndarray:
     return p
 
 
+def in_order(leads: np.ndarray) -> np.ndarray:
+    """[*] votes of pairs on which way round a probe is; their sum is below 0 if most are against.
+
+    Args:
+        leads: [*] by how much the positive statement's score is the higher.
+    """
+    # A millionth of the lead decides where as many are for as against, and nothing else.
+    return np.sign(leads) + 1e-6 * leads
+
+
 class Tested(NamedTuple):
     """What a test by exchanging twins found."""
 
@@ -136,7 +146,7 @@ def exchange_test(
     learnt = np.ones_like(held) if folds is None else ~held
     random = np.random.default_rng(seed)
     signs = np.vstack([np.ones(pairs), random.choice([-1.0, 1.0], (rounds, pairs))])
-    order = np.sign(scores[..., 0] - scores[..., 1])
+    order = in_order(scores[..., 0] - scores[..., 1])
     hits = (np.sign(scores[..., 0] - 0.5) - np.sign(scores[..., 1] - 0.5)) / 2
     total = np.zeros((len(signs), scores.shape[1]))
     for fold in range(len(scores)):
@@ -191,8 +201,7 @@ def paired(
         states: [row, width].
         pairs: [row] ids; rows of one id are twins.
         roles: [row] each of two kinds, the lesser first: the side (No = 0, Yes = 1); or which
-            statement of the pair it is, and then the side. In the result the first role's
-            greater kind comes *last* as all do, so number the positive statement 0.
+            statement of its pair it is (the positive one = 0), and then the side.
 
     Returns:
         [id, *roles, width] and the ids, in the order of their first rows.
