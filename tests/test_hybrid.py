@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 import nets
 from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import gold
-from driftlens.models import ModelPair, Wants, model
+from driftlens.models import ModelPair, Wants
+from driftlens.models import model as reading
 from driftlens.models.hooks import HookedModel
 from driftlens.models.hybrid import Adapted, Twin
 
@@ -370,7 +371,7 @@ def test_a_copy_goes_nowhere_either():
 def test_logits_that_are_read_out_a_few_at_a_time_have_the_same_slopes(family, monkeypatch):
     batch = frame(family).base.batch
     whole = pair(family).hybrid.slopes(batch, ALPHA)
-    monkeypatch.setattr(model, "LOGIT_BYTES", 4 * 3 * nets.WORDS)
+    monkeypatch.setattr(reading, "LOGIT_BYTES", 4 * 3 * nets.WORDS)
     parts = pair(family).hybrid.slopes(batch, ALPHA)
     torch.testing.assert_close(parts.likelihood, whole.likelihood, rtol=0, atol=1e-5)
     for path, acts in whole.acts.items():

@@ -187,7 +187,10 @@ steps. Rates are per unit of learning rate of plain SGD on the pair alone; optim
 their steps change sizes, and may change signs. Shares carry Wilson's interval, means a 95 % \
 bootstrap over pairs.
 
-They say what each pair asks for by itself, and do not foretell a run: steps on the other pairs move a pair too, and often outweigh its own. On a small model the chosen answer went the way its pair alone asked for in about three of four pairs after one step on all of them, and no more often than by chance at the end of training with AdamW; rejected answers fell as foretold.
+They say what each pair asks for by itself, and do not foretell a run: steps on the other pairs \
+move a pair too, and often outweigh its own. On a small model the chosen answer went the way its \
+pair alone asked for in about three of four pairs after one step on all of them, and no more often \
+than by chance at the end of training with AdamW; rejected answers fell as foretold.
 
 {SOURCE} The band: "Disentangled Preference Optimization" (arXiv 2604.18239).
 """
