@@ -365,9 +365,11 @@ def test_what_enters_the_output_map_is_seen_replaced_and_put_back(family):
     model, site = moved(family=family).base, Site(1, "heads")
     batch = nets.batch(model, nets.TEXTS[:2])
     module = model.blocks[1].get_submodule(OUTWARD[family])
+    wants = Wants(frozenset({"heads", "attn"}), None)
+    # A model's anatomy is found by running it, once.
+    model.trace(batch, wants)
     taken = []
     handle = module.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
-    wants = Wants(frozenset({"heads", "attn"}), None)
     plain = model.trace(batch, wants)
     changed = model.trace(batch, wants, {site: lambda own: 2 * own})
     handle.remove()
