@@ -172,7 +172,7 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
         self.chosen = {documents[i] for i in _evenly(len(documents), self.limit)}
         self.gradients = pair.gradients(self.trained)
         self.named = self.gradients.blocks
-        self.sums = PerDocument(2 + 3 * (len(self.named) + 1))
+        self.sums = PerDocument(2 + 4 * (len(self.named) + 1))
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
@@ -211,10 +211,13 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
                 margin = d_w * (three[0] - three[1]) + d_l * (three[2] - three[1])
                 columns += [margin, along.sum(1) < 0]
             share = projected_share(gram[answers:, answers:], along, norm2, size)
+            # A step of no length has no share: it counts in neither sum of the mean.
+            known = ~np.isnan(share.share)
             columns += [
                 -along.sum(1) / tokens,
-                np.nan_to_num(share.share, nan=0.0),
-                np.where(np.isnan(share.share), 0.0, 1.0),
+                np.where(known, share.share, 0.0),
+                np.where(known, share.chance, 0.0),
+                known,
             ]
         return np.stack(columns, 1).astype(float)
 
@@ -222,12 +225,13 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
         """The result of all that was seen so far."""
         sums, documents = self.sums.sums, self.sums.documents
         ones = np.ones(len(sums))
-        parts = sums[:, 2:].reshape(-1, len(self.named) + 1, 3)
+        parts = sums[:, 2:].reshape(-1, len(self.named) + 1, 4)
         rise = self.intervals(parts[:, :, 0], sums[:, 0], documents)
-        share = self.intervals(parts[:, :, 1], parts[:, :, 2], documents)
+        share = self.intervals(parts[:, :, 1], parts[:, :, 3], documents)
+        # The same for every pair, as the texts are; undefined where no pair has a step.
+        with np.errstate(invalid="ignore"):
+            chance = parts[:, :, 2].sum(0) / parts[:, :, 3].sum(0)
         harmful = self.intervals(sums[:, 1], ones, documents)
-        sizes = np.array([sum(self.named.values()), *self.named.values()])
-        chance = np.minimum(len(self.protected.ids) / sizes, 1.0)
         return CapabilityConflictResult.of(
             rise=tuple(float(z[0]) for z in rise),
             share=tuple(float(z[0]) for z in share),

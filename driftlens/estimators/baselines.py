@@ -5,6 +5,8 @@ All read p as a logistic function of one direction, and are oriented by one rule
 states learnt from; contradiction and the like of those probes depend on that choice.
 """
 
+from abc import abstractmethod
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import clone
@@ -26,8 +28,8 @@ class _Closed(ContrastProbe):
         self.coef_ = scaled(self._direction(states, labels), states)
         self.intercept_ = 0.0
 
-    def _direction(self, states: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def _direction(self, states: np.ndarray, labels: np.ndarray | None) -> np.ndarray: ...
 
 
 class CRC(_Closed):

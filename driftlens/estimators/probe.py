@@ -4,6 +4,7 @@ A *contrast* is one statement seen twice: its state after "No" (side 0) and afte
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -100,7 +101,7 @@ class Normaliser(NamedTuple):
         return _unit(states) if self.unit else states
 
 
-class ContrastProbe(ClassifierMixin, BaseEstimator):
+class ContrastProbe(ClassifierMixin, BaseEstimator, ABC):
     r"""A direction that says of each state how far it is on the side of *true*.
 
     .. math:: p = \sigma(w^\top \tilde h + b), \qquad s = \tfrac12 (p^{yes} + 1 - p^{no})
@@ -176,8 +177,8 @@ class ContrastProbe(ClassifierMixin, BaseEstimator):
     def _learn_place(self, states: np.ndarray) -> None:
         self.normaliser_ = Normaliser.learn(states, self.normalize)
 
-    def _learn(self, states: np.ndarray, labels: np.ndarray | None) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _learn(self, states: np.ndarray, labels: np.ndarray | None) -> None: ...
 
     def side_proba(self, X: ArrayLike) -> np.ndarray:
         """[statement, *, side] p of each state."""

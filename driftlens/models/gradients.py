@@ -370,7 +370,7 @@ class _Read:
     first: int
     """The first group."""
 
-    at: Tensor | None
+    at: Tensor
     """[row, predictor] places of the predictors."""
 
 
@@ -548,6 +548,7 @@ class _Sums:
             for i in range(self.size)
         ]
         name = self.of.called(path, "weight")
+        assert spread.at is not None, "only the head's weight is kept for the embedding"
         self.reads.setdefault(name, []).append(_Read(entered, gathered, first, spread.at))
 
     # Lookups
@@ -609,7 +610,7 @@ class _Sums:
                 inner[groups, i, j] += found
                 inner[groups, j, i] += found
                 if self.map is not None and {i, j} == {0, 1}:
-                    at = self._grouped(read.at[..., None])[:, j, :, 0]  # type: ignore[index]
+                    at = self._grouped(read.at[..., None])[:, j, :, 0]
                     self._scatter(read.first, both, at, turned=j == 1)
 
     # All other parameters
