@@ -139,18 +139,23 @@ def _lowers(name: str, card: Mapping[str, Any]) -> bool:
     return lower
 
 
-def _statement(where: str, record: Mapping[str, Any]) -> Statement:
-    pair: Any = record.get("pair_id")
+def role_of(where: str, record: Mapping[str, Any]) -> str:
+    """Which of `TWINS` a row's `polarity` names."""
     polarity: Any = record.get("polarity")
-    if type(pair) not in (int, str):
-        raise wrong(where, "pair_id", "a string or a whole number", pair)
     if type(polarity) not in (str, bool, int) or polarity not in POLARITIES:
         raise wrong(where, "polarity", "positive or negative, true or false, 1 or 0", polarity)
+    return TWINS[0] if POLARITIES[polarity] else TWINS[1]
+
+
+def _statement(where: str, record: Mapping[str, Any]) -> Statement:
+    pair: Any = record.get("pair_id")
+    if type(pair) not in (int, str):
+        raise wrong(where, "pair_id", "a string or a whole number", pair)
+    role = role_of(where, record)
     field = "statement" if "statement" in record else "text"
     text = string(where, record, field)
     if not text.strip():
         raise wrong(where, field, "a statement", text)
-    role = TWINS[0] if POLARITIES[polarity] else TWINS[1]
     family: Any = record.get("family")
     if family is not None and type(family) not in (int, str):
         raise wrong(where, "family", "a string or a whole number", family)

@@ -52,6 +52,12 @@ class Example:
     """Groups of one family share what they are made of: they are resampled as one, and never
     parted where some are learnt from and others judged."""
 
+    choices: tuple[str, ...] = ()
+    """In a pack of choices, how the text may go on."""
+
+    wanted: tuple[int, ...] = ()
+    """Numbers of the choices that agree, or are right; the others refuse, or are wrong."""
+
 
 def example_of(where: str, record: Mapping[str, Any]) -> Example:
     """The example that a row with a `text` holds."""

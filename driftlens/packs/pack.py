@@ -10,11 +10,13 @@ from typing import Any
 
 from driftlens.errors import DriftlensError
 
+from .choice import CAA, check_choices, choice_example
 from .contrast import check_contrasts, contrasts
 from .example import ANSWERS, ROLES, SIDES, TWINS, Example, example_of, stereotypes_of
-from .rows import contents, decoded, form_of, json_lines, named, rows_of
+from .roles import check_roles, first_of_roles, role_example
+from .rows import Row, contents, decoded, form_of, json_lines, named, rows_of
 
-KINDS = ("text", "stereotype", "preference", "contrast")
+KINDS = ("text", "stereotype", "preference", "contrast", "roles", "choice")
 """The kinds of pack that this version can ask about."""
 
 STANDARD = ("world", "everyday", "stereotypes", "deeds")
@@ -40,6 +42,8 @@ class Pack:
                 record += [example.answer, example.form]
             if example.family is not None:
                 record.append(example.family)
+            if example.choices:
+                record += [example.choices, example.wanted]
             digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
@@ -67,7 +71,8 @@ class Pack:
         """The pack's first `count` examples, with the rest of the last one's group.
 
         Of preferences, with the other answer of every pair, wherever it stands; of contrasts, the
-        first `count` statements, in all that is asked of them and of their opposites.
+        first `count` statements, in all that is asked of them and of their opposites; of texts of
+        two roles, whole pairs, or as many of either role.
         """
         if count is None or count >= len(self.examples):
             return self
@@ -76,6 +81,8 @@ class Pack:
                 "a limit of at least 1 example", found=str(count), remedy="Give --limit 1 or more."
             )
         examples = self.examples
+        if self.kind == "roles":
+            return Pack(self.name, self.kind, first_of_roles(examples, count), self.card)
         if self.kind == "contrast":
             first = set(sorted(set(self.groups))[: -(-count // len(TWINS))])
             kept = zip(examples, self.groups, strict=True)
@@ -102,9 +109,7 @@ class Pack:
         name = f"{folder.name}/examples.jsonl"
         _refuse_other_examples(name, card, body)
         rows = [*json_lines(name, decoded(name, body))]
-        contrast = card["kind"] == "contrast"
-        examples = contrasts(name, rows, card) if contrast else [example_of(*row) for row in rows]
-        return checked(cls(folder.name, card["kind"], examples, card))
+        return checked(cls(folder.name, card["kind"], _made(card["kind"], name, rows, card), card))
 
     @classmethod
     def read(cls, file: str | Path, name: str | None = None) -> "Pack":
@@ -113,8 +118,11 @@ class Pack:
         Plain text is cut into documents at blank lines. A JSONL or Parquet row holds a `text`
         (and may hold `scored`, `group`, `role`, `topic`), or a StereoSet triple (`stereotype`,
         `anti_stereotype`, `unrelated`), or a CrowS-Pairs pair (`sent_more`, `sent_less`), or
-        one of two opposites (`pair_id`, `polarity`, `statement`). The CSV in which opposites
-        were published is read as it is. What a file holds is told by its name; of standard
+        one of two opposites (`pair_id`, `polarity`, `statement`), or a text of one of two roles
+        (`polarity`, `prompt` and perhaps `response` and `pair_id`), or a choice (`prompt`,
+        `agree`, `refuse`; or `prompt`, `right`, `wrong`; or `question`, `choices`, `answer`; or as
+        published with contrastive activation addition). The CSV in which opposites were
+        published is read as it is. What a file holds is told by its name; of standard
         input, by how it begins.
 
         Raises:
@@ -127,12 +135,21 @@ class Pack:
             return checked(cls(name, "text", _paragraphs(decoded(file, raw))))
         rows = rows_of(file, raw, form)
         kind = _kind(rows)
-        if kind == "text":
-            return checked(cls(name, kind, [example_of(*row) for row in rows]))
-        if kind == "contrast":
-            return checked(cls(name, kind, contrasts(file, rows, {})))
-        groups = (stereotypes_of(number, *row) for number, row in enumerate(rows))
-        return checked(cls(name, kind, [example for group in groups for example in group]))
+        if kind == "stereotype":
+            groups = (stereotypes_of(number, *row) for number, row in enumerate(rows))
+            return checked(cls(name, kind, [example for group in groups for example in group]))
+        return checked(cls(name, kind, _made(kind, file, rows, {})))
+
+
+def _made(kind: str, name: str, rows: Sequence[Row], card: Mapping[str, Any]) -> list[Example]:
+    """The examples that rows in our own layout make."""
+    if kind == "contrast":
+        return contrasts(name, rows, card)
+    if kind == "roles":
+        return [role_example(*row) for row in rows]
+    if kind == "choice":
+        return [choice_example(*row, card) for row in rows]
+    return [example_of(*row) for row in rows]
 
 
 def shipped() -> Path:
@@ -181,6 +198,10 @@ def checked(pack: Pack) -> Pack:
         _check_pairs(pack)
     if pack.kind == "contrast":
         check_contrasts(pack.name, pack.examples)
+    if pack.kind == "roles":
+        check_roles(pack.name, pack.examples)
+    if pack.kind == "choice":
+        check_choices(pack.name, pack.examples)
     return pack
 
 
@@ -293,10 +314,15 @@ def _paragraphs(text: str) -> list[Example]:
 
 
 LAYOUTS = {
+    ("polarity", "prompt"): "roles",
     ("pair_id", "polarity"): "contrast",
     ("text",): "text",
     ROLES: "stereotype",
     ("sent_more", "sent_less"): "stereotype",
+    ("prompt", "agree", "refuse"): "choice",
+    ("prompt", "right", "wrong"): "choice",
+    CAA: "choice",
+    ("question", "choices", "answer"): "choice",
 }
 """Fields by which a row is known, and the kind of pack that such rows make."""
 
