@@ -96,21 +96,28 @@ class HookedModel:
         )
 
     def resume(
-        self, batch: Batch, layer: int, stream: Tensor, keep: dict[Site, Tensor] | None = None
+        self,
+        batch: Batch,
+        layer: int,
+        stream: Tensor,
+        keep: dict[Site, Tensor] | None = None,
+        edits: Edits | None = None,
     ) -> Tensor:
         """[scored token, width] predictors when block `layer` left the given stream.
 
         The blocks up to `layer` are not run. Layer -1 gives block 0 the stream to read. The
-        streams that leave the blocks above are put into `keep`.
+        streams that leave the blocks above are put into `keep`, and `edits` made there. A stream
+        that a gradient runs through keeps its graph.
         """
         batch, stream = batch.to(self.device), stream.to(self.device)
         if layer == self.depth - 1:
             return self._predictors(batch, stream, {})
-        edits = {EMBED: lambda _: stream} if layer < 0 else {}
+        edits = {**(edits or {}), **({EMBED: lambda _: stream} if layer < 0 else {})}
         above = {Site(number) for number in range(layer + 1, self.depth)}
+        graph = torch.is_grad_enabled() and stream.requires_grad
         with (
-            self._as_found(),
-            torch.no_grad(),
+            self._as_found(frozen=graph),
+            torch.set_grad_enabled(graph),
             self._skip(layer, stream),
             self._tap(batch, {self._end} if keep is None else above, edits) as seen,
         ):
@@ -165,6 +172,33 @@ class HookedModel:
         """[text, token, vocab] what the net itself makes of [text, token] ids."""
         with self._as_found():
             return self.net(input_ids=ids, **_off(self.net)).logits
+
+    def by_state(
+        self, batch: Batch, sites: Iterable[Site], scores: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, list[dict[Site, Tensor]]]:
+        """What is made of the logits of scored tokens, and its gradients by the states.
+
+        Args:
+            batch: What to read.
+            sites: At which places.
+            scores: Makes [score, scored token] of [scored token, vocab] logits.
+
+        Returns:
+            [score, scored token] and, for each score, [batch, token, width] gradient of its sum
+            at each site.
+        """
+        batch, sites = batch.to(self.device), tuple(sites)
+        with self._as_found(frozen=True), torch.enable_grad():
+            with self._tap(batch, {*sites, self._end}, {}) as seen:
+                self.body(**self._inputs(batch))
+            values = scores(self.readout(self._predictors(batch, seen[self._end], {})))
+            wanted, found = [seen[site] for site in sites], []
+            for one in values:
+                grads = torch.autograd.grad(
+                    one.sum(), wanted, retain_graph=True, materialize_grads=True
+                )
+                found.append(dict(zip(sites, grads, strict=True)))
+        return values.detach(), found
 
     def pull(
         self,

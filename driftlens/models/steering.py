@@ -329,15 +329,29 @@ def edits_of(
             found=f"{model.name}, which fills in masked tokens",
             remedy="Run it inside `steered` instead.",
         )
-    plan, ends = _plan(model, steers), _ends(positions, prompt)
+    ends = _ends(positions, prompt)
     if positions in ("prompt", "response") and prompt is None:
         raise DriftlensError(
             f"to hear where prompts end, to steer at {positions!r}",
             found="nothing",
             remedy="Give prompt=, the number of a prompt's tokens without padding.",
         )
-    here = _chosen(positions, batch.mask, ends)
+    return edits_at(model, steers, _chosen(positions, batch.mask, ends))
+
+
+def edits_at(model: Model, steers: Steer | Sequence[Steer], here: Tensor) -> Edits:
+    """Steers as edits at some tokens of a batch.
+
+    Args:
+        model: Whom to steer.
+        steers: What is done, and in which blocks; made in this order where they meet.
+        here: [batch, token] whether a token is steered.
+
+    Raises:
+        DriftlensError: A steer does not fit the model.
+    """
     whole = None if bool(here.all()) else here
+    plan = _plan(model, steers)
     return {site: partial(_changed, changes=some, here=whole) for site, some in plan.items()}
 
 

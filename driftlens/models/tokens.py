@@ -7,6 +7,7 @@ document into the same tokens, as they nearly always do, units are tokens.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +76,20 @@ class Batch:
         owner = self.owner[self.target[0] == number]
         one = slice(number, number + 1)
         return Batch(self.ids[one, :width], self.mask[one, :width], closing, target, owner)
+
+    def repeated(self, times: int) -> "Batch":
+        """All rows, and then all of them again, so many times."""
+
+        def counted(numbers: Tensor, count: int) -> Tensor:
+            shift = torch.arange(times, device=numbers.device).repeat_interleave(len(numbers))
+            return numbers.repeat(times) + shift * count
+
+        closing, target = (
+            (counted(rows, len(self.ids)), tokens.repeat(times)) for rows, tokens in self._places
+        )
+        units = int(self.owner.max()) + 1 if len(self.owner) else 0
+        ids, mask = self.ids.repeat(times, 1), self.mask.repeat(times, 1)
+        return Batch(ids, mask, closing, target, counted(self.owner, units))
 
     def without(self, rows: Tensor, tokens: Tensor, last: Tensor) -> "Batch":
         """For each of some tokens a copy of its row that leaves out what follows, up to another.
@@ -376,6 +391,29 @@ def alike(base, aligned) -> bool:
         return True
     ours, theirs = (getattr(t, "backend_tokenizer", None) for t in (base, aligned))
     return ours is not None and theirs is not None and ours.to_str() == theirs.to_str()
+
+
+class Continuation(NamedTuple):
+    """How a text goes on after a prompt."""
+
+    before: tuple[int, ...]
+    """[token] ids up to the one in which the answer begins."""
+
+    first: int
+    """The id of that one."""
+
+    end: int
+    """The character of the whole text at which it ends."""
+
+
+def continuation(tokenizer, prompt: str, answer: str) -> Continuation:
+    """The first token of an answer, where prompt and answer are read as one text.
+
+    A token that holds the end of the prompt as well is the answer's.
+    """
+    row = _tokens(tokenizer, prompt + answer, False)
+    place = int(np.argmax(row.ends > len(prompt)))
+    return Continuation(tuple(row.ids[:place].tolist()), int(row.ids[place]), int(row.ends[place]))
 
 
 def shared_vocabulary(base, aligned, sizes: tuple[int, int]) -> tuple[Tensor, Tensor] | None:

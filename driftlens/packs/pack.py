@@ -37,7 +37,13 @@ class Pack:
         """Hash of what is asked, the same whatever file it came from."""
         digest = hashlib.sha256(self.kind.encode())
         for example in self.examples:
-            record = [example.text, example.scored, example.group, example.role, example.topic]
+            record: list[Any] = [
+                example.text,
+                example.scored,
+                example.group,
+                example.role,
+                example.topic,
+            ]
             if example.answer or example.form:
                 record += [example.answer, example.form]
             if example.family is not None:
