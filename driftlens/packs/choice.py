@@ -1,7 +1,7 @@
 """Packs of choices: how a text may go on, and which of the ways are wanted."""
 
-import os
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any
 
@@ -89,7 +89,8 @@ def _of_caa(where: str, record: Mapping[str, Any]) -> tuple[str, tuple[str, ...]
     question, one, other = (string(where, record, name) for name in CAA)
     answers = [f" {answer.strip()}" for answer in (one, other)]
     # What both begin with belongs to the question: the letter is what is answered.
-    lead = os.path.commonprefix(answers)
+    pairs = zip(*answers, strict=False)
+    lead = "".join(a for a, _ in takewhile(lambda two: two[0] == two[1], pairs))
     if lead == " ":
         lead = ""
     return f"{question}\n\nAnswer:{lead}", tuple(z[len(lead) :] for z in answers), (0,)
