@@ -1,0 +1,1 @@
+"""Steering: directions that outlive a run, and what they gain and cost."""
