@@ -6,22 +6,17 @@ with nothing above it.
 
 from .baselines import CRC, VINC, DifferenceOfMeans, LogisticProbe, RandomDirection, shuffled_labels
 from .ccs import CCS, fit_many
+from .comparison import compare, cross_transfer, drift_along, principal_angles
 from .directions import (
     ClassMeans,
     Direction,
-    compare,
     contrast_pca,
     contrast_subspace,
-    cross_transfer,
     discriminant,
-    drift_along,
     logistic_normal,
     mean_difference,
     paired_difference,
-    principal_angles,
-    role_null,
     select_direction,
-    stability,
 )
 from .polarity import (
     Polarity,
@@ -44,6 +39,7 @@ from .scores import (
     published_split,
     shortcut,
 )
+from .surety import role_null, stability
 
 __all__ = [
     "CCS",
