@@ -17,6 +17,7 @@ from .pack import (
     shipped,
 )
 from .rows import named, string, table, wrong
+from .twins import Twins, between
 
 __all__ = [
     "ANSWERS",
@@ -34,6 +35,8 @@ __all__ = [
     "Example",
     "Form",
     "Pack",
+    "Twins",
+    "between",
     "checked",
     "contrasts",
     "forms_of",

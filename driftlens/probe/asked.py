@@ -1,15 +1,12 @@
 """What can be asked for: how to learn, and in which words statements are put to a model."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from driftlens.errors import DriftlensError
-from driftlens.packs import FEWEST, REPLIES, TWINS, Form, Pack, checked, forms_of, negated
+from driftlens.packs import FEWEST, REPLIES, TWINS, Form, Pack, Twins, checked, forms_of
 
 METHODS = {
     "ccs": "CCS",
@@ -177,47 +174,6 @@ class Asked(NamedTuple):
         ]
 
 
-class Twins(NamedTuple):
-    """The pairs of a pack of contrasts, as bare statements."""
-
-    ids: list[int | str]
-    """[pair] as the pack calls them."""
-
-    statements: list[tuple[str, str]]
-    """[pair] the positive one and the negative one."""
-
-    families: np.ndarray
-    """[pair] number of the family; pairs of one are made of the same words."""
-
-    @classmethod
-    def of(cls, pack: Pack) -> "Twins":
-        """The statements that a pack of contrasts was made of."""
-        held = {example.form for example in pack.examples}
-        forms = [form for form in forms_of(pack.name, pack.card) if form.name in held]
-        # Where a template begins with the statement, its first letter is as it was written.
-        form = next((form for form in forms if form.yes.startswith("{}")), forms[0])
-        before, after = form.yes.split("{}")
-        found: dict[Any, dict[str, str]] = {}
-        families: dict[Any, int] = {}
-        for example, family in zip(pack.examples, pack.clusters, strict=True):
-            if example.form == form.name and example.answer == REPLIES[0]:
-                text = example.text.removeprefix(before).removesuffix(after)
-                found.setdefault(example.group, {})[example.role] = text
-                families[example.group] = family
-        pairs = [(twins[TWINS[0]], twins[TWINS[1]]) for twins in found.values()]
-        return cls([*found], pairs, np.array([*families.values()]))
-
-    @property
-    def hashes(self) -> list[str]:
-        """[pair] by which a pair is known again, whatever it is called."""
-        return [short_of(sha256_of(json.dumps(twins).encode())) for twins in self.statements]
-
-    @property
-    def marked(self) -> np.ndarray:
-        """[pair, statement] whether it bears an explicit negation."""
-        return np.array([[negated(text) for text in twins] for twins in self.statements])
-
-
 def folds_of(families: np.ndarray, options: Options) -> np.ndarray:
     """[pair] the fold that it is held out of, with all of its family."""
     from driftlens.estimators import grouped_folds
@@ -229,16 +185,6 @@ def _placed(statement: str, template: str, lower: bool) -> str:
     if lower and not template.startswith("{}"):
         return statement[:1].lower() + statement[1:]
     return statement
-
-
-def sha256_of(body: bytes) -> str:
-    """The SHA-256 of bytes, in hexadecimal digits."""
-    return hashlib.sha256(body).hexdigest()
-
-
-def short_of(sha256: str) -> str:
-    """As much of a SHA-256 as tells two apart."""
-    return sha256[:12]
 
 
 # What is refused

@@ -13,18 +13,16 @@ from driftlens.errors import DriftlensError, LoadError
 from driftlens.formulas.intervals import bootstrap
 from driftlens.models import Model, ModelPair
 from driftlens.models.fingerprint import fingerprint
-from driftlens.packs import Form, Pack
+from driftlens.packs import Form, Pack, Twins
+from driftlens.packs.twins import sha256_of, short_of
 from driftlens.results.store import staged, write_json
 
 from .asked import (
     METHODS,
     SEARCHED,
     Asked,
-    Twins,
     refuse_other_kinds,
     refuse_silence,
-    sha256_of,
-    short_of,
 )
 from .endings import dtype_of, one_model, states_of
 from .judging import estimator, judge, judged
