@@ -58,8 +58,11 @@ class Choices:
     signs: Tensor
     """[item, choice] 1 of answers that are wanted, −1 of others, 0 where there is none."""
 
-    columns = ("behaviour", "behaviour_full", "log_odds", "mass", "hits", "hits_full")
-    scored = ("behaviour", "right_full", "log_right_full")
+    columns = (
+        *("behaviour", "behaviour_full", "log_odds", "mass", "hits", "hits_full"),
+        *("right", "log_right"),
+    )
+    scored = ("behaviour", "right", "log_right", "log_odds")
 
     def values(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
         """[item, column] of the items.
@@ -69,12 +72,14 @@ class Choices:
         `hits` is 1 where a wanted answer is the likeliest of the answers (½ of a tie), and
         `hits_full` the same of all tokens.
         """
-        own, within, full, signs = self._shares(logits, documents, side)
+        own, within, logs, signs = self._shares(logits, documents, side)
+        full = logs.exp()
         wanted, others = signs > 0, signs < 0
         least = torch.finfo(own.dtype).min
         for_, against = (own.masked_fill(~z, least).logsumexp(1) for z in (wanted, others))
         best, rival = (own.masked_fill(~z, least).amax(1) for z in (wanted, others))
-        top = logits.argmax(1)[:, None] == self._tokens(documents, side, logits.device)
+        highest = logits.amax(1, keepdim=True)
+        mine, tied = ((own == highest) & wanted).sum(1), (logits == highest).sum(1)
         found = torch.stack(
             [
                 (within * signs).sum(1),
@@ -82,29 +87,29 @@ class Choices:
                 for_ - against,
                 (full * signs.abs()).sum(1),
                 torch.heaviside(best - rival, own.new_tensor(0.5)),
-                (top & wanted).any(1).to(own.dtype),
+                0.5 * ((mine > 0).to(own.dtype) + (mine == tied)),
             ],
             1,
         )
-        return torch.where(full.isfinite().all(1)[:, None], found, torch.nan)
+        return torch.where(logs.isfinite().all(1)[:, None], found, torch.nan)
 
     def scores(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
         """[score, item] behaviour, P(wanted) among all tokens, and its logarithm."""
-        own, within, full, signs = self._shares(logits, documents, side)
-        right = (full * (signs > 0)).sum(1)
+        own, within, logs, signs = self._shares(logits, documents, side)
+        right = (logs.exp() * (signs > 0)).sum(1)
         lost = logits.to(own.dtype).logsumexp(1)
         log = own.masked_fill(signs <= 0, -torch.inf).logsumexp(1) - lost
         return torch.stack([(within * signs).sum(1), right, log])
 
     def _shares(self, logits: Tensor, documents: np.ndarray, side: int) -> tuple[Tensor, ...]:
-        """Each answer's logit, its share of the answers and of all tokens, and its sign."""
+        """Each answer's logit, its share of the answers, ln of that of all tokens, its sign."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         signs = self.signs[documents].to(logits.device)
         own = wide.gather(1, self._tokens(documents, side, logits.device))
-        full = (own - wide.logsumexp(1, keepdim=True)).double().exp()
+        logs = (own - wide.logsumexp(1, keepdim=True)).double()
         own, signs = own.double(), signs.double()
         within = own.masked_fill(signs == 0, -torch.inf).softmax(1)
-        return own, within, full, signs
+        return own, within, logs, signs
 
     def _tokens(self, documents: np.ndarray, side: int, device: torch.device) -> Tensor:
         return self.tokens[side][documents].to(device)
@@ -128,8 +133,8 @@ class Texts:
 
     def scores(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
         """[score, scored token] P(token) and ln P(token)."""
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        log = (wide.gather(1, targets[:, None])[:, 0] - wide.logsumexp(1)).double()
+        wide = logits.double()
+        log = wide.gather(1, targets[:, None])[:, 0] - wide.logsumexp(1)
         return torch.stack([log.exp(), log])
 
 
@@ -233,10 +238,17 @@ class Steered:
             same_tokens=True,
         )
 
+    def check(self, pair: ModelPair) -> None:
+        """Raise unless each model has the places at which it is pushed, as wide as the push."""
+        for arm in self.arms:
+            for steer in arm.push.steers(1.0):
+                steer.sites(plain((pair.base, pair.aligned)[arm.side]))
+
     def arms_of(self, pair: ModelPair, frame: Frame) -> Any:
         """Of each arm its number, itself, the model, what it saw, and documents of the tokens."""
         documents = frame.scored.document
-        for number, arm in enumerate(self.arms):
+        # Windows of a prompt that is read in several may hold nothing that is scored.
+        for number, arm in enumerate(self.arms if len(documents) else ()):
             model = plain((pair.base, pair.aligned)[arm.side])
             trace = (frame.base, frame.aligned)[arm.side]
             yield number, arm, model, trace, documents[trace.batch.owner.cpu().numpy()]
@@ -257,6 +269,11 @@ class Sweep(Metric[Result]):
         counts = [len(arm.strengths) for arm in arms]
         self.ends = np.cumsum([0, *counts])
         self.sums = PerDocument(int(self.ends[-1]) * len(reading.columns))
+
+    def begin(self, pair: ModelPair, encoder: Encoder) -> None:
+        """Make sure that every push fits."""
+        super().begin(pair, encoder)
+        self.of.check(pair)
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
@@ -326,6 +343,11 @@ class Bends(Metric[Result]):
         self.wants = replace(self.of.wants, graph=True)
         self.shape = (len(arms), 3, len(reading.scored))
         self.sums = PerDocument(int(np.prod(self.shape)))
+
+    def begin(self, pair: ModelPair, encoder: Encoder) -> None:
+        """Make sure that every push fits."""
+        super().begin(pair, encoder)
+        self.of.check(pair)
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""

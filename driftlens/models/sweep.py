@@ -168,7 +168,10 @@ def bent(
             if not slope.requires_grad:
                 curvatures.append(torch.zeros_like(slope))
                 continue
-            (curvature,) = torch.autograd.grad(slope.sum(), [strength], retain_graph=True)
+            # Where a score is linear, the slope's graph holds weights but no strength.
+            (curvature,) = torch.autograd.grad(
+                slope.sum(), [strength], retain_graph=True, materialize_grads=True
+            )
             curvatures.append(curvature)
     return Bend(total.detach(), torch.stack(slopes), torch.stack(curvatures))
 
