@@ -11,7 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+import nets
 from driftlens.errors import DriftlensError, LoadError
+from driftlens.models.steering import Add, Steer, steered
 from driftlens.steer import exchange
 from driftlens.steer.exchange import (
     read_gguf,
@@ -317,7 +319,7 @@ WRITERS = {
 @pytest.mark.parametrize("found", BAD_VECTORS)
 def test_what_is_no_set_of_directions_is_not_written(form, found, tmp_path):
     if form == "object":
-        pytest.importorskip("steering_vectors")
+        pytest.importorskip("steering_vectors", reason="steering-vectors is not installed")
     with pytest.raises(DriftlensError) as error:
         WRITERS[form](BAD_VECTORS[found], tmp_path / "v")
     assert found in error.value.found
@@ -410,6 +412,23 @@ def test_repeng_reads_what_we_write_and_we_read_what_it_writes(repeng, tmp_path)
     repeng.ControlVector("mistral", vectors).export_gguf(again)
     assert again.read_bytes() == path.read_bytes()
     assert same(read_gguf(again).vectors, vectors)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_repeng_steers_the_blocks_that_we_steer_by_the_same_file(repeng, family, tmp_path):
+    net, vectors, ids = nets.net(family), drawn(1, 2), torch.tensor([[5, 9, 200, 31, 77]])
+    write_gguf(vectors, tmp_path / "v.gguf", family)
+    found = read_gguf(tmp_path / "v.gguf").vectors
+    steers = [Steer(Add(v, 2.0, norm=np.linalg.norm(v)), n) for n, v in found.items()]
+    with torch.no_grad():
+        plain = net(ids).logits
+        with steered(net, steers):
+            ours = net(ids).logits
+        # It changes the net for good.
+        theirs = repeng.ControlModel(net, [1, 2])
+        theirs.set_control(repeng.ControlVector.import_gguf(tmp_path / "v.gguf"), 2.0)
+        torch.testing.assert_close(theirs(ids).logits, ours, rtol=1e-5, atol=1e-5)
+    assert float((ours - plain).abs().max()) > 1
 
 
 def test_a_live_steering_vector_holds_the_vectors_by_block():
