@@ -51,7 +51,6 @@ def net(family, dtype=torch.float32):
 
 
 def reader():
-    """The tokenizer, in a copy of its own: the package may set its padding."""
     return nets.tokenizer()
 
 
