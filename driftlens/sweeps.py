@@ -70,46 +70,45 @@ class Choices:
         `behaviour` is P(wanted) − P(others) among the answers, `behaviour_full` among all tokens;
         `log_odds` is ln P(wanted) − ln P(others); `mass` is what the answers have of all tokens;
         `hits` is 1 where a wanted answer is the likeliest of the answers (½ of a tie), and
-        `hits_full` the same of all tokens.
+        `hits_full` the same of all tokens; `right` is P(wanted) among all tokens and `log_right`
+        its logarithm.
         """
-        own, within, logs, signs = self._shares(logits, documents, side)
-        full = logs.exp()
-        wanted, others = signs > 0, signs < 0
-        least = torch.finfo(own.dtype).min
-        for_, against = (own.masked_fill(~z, least).logsumexp(1) for z in (wanted, others))
-        best, rival = (own.masked_fill(~z, least).amax(1) for z in (wanted, others))
+        behaviour, right, log_right, log_odds = self.scores(logits, targets, documents, side)
+        own, logs, signs = self._shares(logits, documents, side)
+        full, wanted, others = logs.exp(), signs > 0, signs < 0
+        best, rival = (own.masked_fill(~z, -torch.inf).amax(1) for z in (wanted, others))
         highest = logits.amax(1, keepdim=True)
         mine, tied = ((own == highest) & wanted).sum(1), (logits == highest).sum(1)
         found = torch.stack(
             [
-                (within * signs).sum(1),
+                behaviour,
                 (full * signs).sum(1),
-                for_ - against,
+                log_odds,
                 (full * signs.abs()).sum(1),
                 torch.heaviside(best - rival, own.new_tensor(0.5)),
                 0.5 * ((mine > 0).to(own.dtype) + (mine == tied)),
+                right,
+                log_right,
             ],
             1,
         )
         return torch.where(logs.isfinite().all(1)[:, None], found, torch.nan)
 
     def scores(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
-        """[score, item] behaviour, P(wanted) among all tokens, and its logarithm."""
-        own, within, logs, signs = self._shares(logits, documents, side)
-        right = (logs.exp() * (signs > 0)).sum(1)
-        lost = logits.to(own.dtype).logsumexp(1)
-        log = own.masked_fill(signs <= 0, -torch.inf).logsumexp(1) - lost
-        return torch.stack([(within * signs).sum(1), right, log])
+        """[score, item] behaviour, P(wanted) among all tokens, its logarithm, and log-odds."""
+        own, logs, signs = self._shares(logits, documents, side)
+        within = own.masked_fill(signs == 0, -torch.inf).softmax(1)
+        for_, against = (
+            logs.masked_fill(~z, -torch.inf).logsumexp(1) for z in (signs > 0, signs < 0)
+        )
+        return torch.stack([(within * signs).sum(1), for_.exp(), for_, for_ - against])
 
     def _shares(self, logits: Tensor, documents: np.ndarray, side: int) -> tuple[Tensor, ...]:
-        """Each answer's logit, its share of the answers, ln of that of all tokens, its sign."""
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        signs = self.signs[documents].to(logits.device)
+        """[item, choice] each answer's logit, ln of its share of all tokens, and its sign."""
+        wide = logits.double()
+        signs = self.signs[documents].to(logits.device).double()
         own = wide.gather(1, self._tokens(documents, side, logits.device))
-        logs = (own - wide.logsumexp(1, keepdim=True)).double()
-        own, signs = own.double(), signs.double()
-        within = own.masked_fill(signs == 0, -torch.inf).softmax(1)
-        return own, within, logs, signs
+        return own, own - wide.logsumexp(1, keepdim=True), signs
 
     def _tokens(self, documents: np.ndarray, side: int, device: torch.device) -> Tensor:
         return self.tokens[side][documents].to(device)

@@ -123,6 +123,7 @@ def resampled(
     seed: int,
     rounds: int = 2000,
     clusters: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> Curve:
     """The mean over items of what each did at each strength.
 
@@ -135,6 +136,7 @@ def resampled(
         seed: Of the draw.
         rounds: Number of draws.
         clusters: [item] ids; items that share one are drawn together.
+        weights: [item] how much each counts, such as its number of tokens.
 
     Raises:
         DriftlensError: As `measured`, or there are fewer than two items or clusters.
@@ -147,7 +149,8 @@ def resampled(
             remedy="Give one row for each item, or take `measured` for a curve alone.",
         )
     order = np.argsort(strength)
-    sums, counts = items[:, order], np.ones(len(items))
+    counts = np.ones(len(items)) if weights is None else np.asarray(weights, np.float64)
+    sums = items[:, order] * counts[:, None]
     if clusters is not None:
         sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
     if len(sums) < 2:
