@@ -402,6 +402,7 @@ class StateGradients(Metric[Result]):
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room."""
         super().begin(pair, encoder)
+        _check_sites(pair, self.sites)
         self.sums = PerDocument(2 * len(self.sites) * pair.width)
 
     def update(self, frame: Frame) -> None:
@@ -434,6 +435,18 @@ class StateGradients(Metric[Result]):
     def found(self) -> np.ndarray:
         """[document, model, site, width]."""
         return self.sums.sums.reshape(-1, 2, len(self.sites), self.pair.width)
+
+
+def _check_sites(pair: ModelPair, sites: Sequence[Site]) -> None:
+    for model in (plain(pair.base), plain(pair.aligned)):
+        # Which also looks for them while no gradient is being taken.
+        missing = [z for z in sites if not (0 <= z.layer < model.depth and model.has(z))]
+        if missing:
+            raise DriftlensError(
+                f"places that {model.name} has, in blocks from 0 to {model.depth - 1}",
+                found=", ".join(map(str, missing)),
+                remedy="Choose others.",
+            )
 
 
 _NOWHERE = Push({Site(0): torch.ones(1)})
