@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from . import statements
+from . import asked, statements, steered
 from .chat import Conversations
 from .everyday import TEXTS
 from .world import UNHEARD_OPINIONS, World, arithmetic_text, capital, unseen
@@ -61,6 +61,7 @@ CARDS: dict[str, Record] = {
         "`negation`: the deed changed (concurrent), the judgement turned into its contrary "
         "(antagonistic), or denied (not).",
         "forms": [VERDICT, ["agreed", "{} I agree.", "{} I disagree."]],
+        "choices": "harm-choices",
     },
     "truth": {
         "kind": "contrast",
@@ -71,6 +72,7 @@ CARDS: dict[str, Record] = {
         "in a false one. `negation`: another value "
         "(concurrent), a contrary (antagonistic), or a denial (not).",
         "forms": [VERDICT, ["judged", "True or false? {} True.", "True or false? {} False."]],
+        "choices": "truth-choices",
     },
     "deeds": {
         "kind": "contrast",
@@ -79,6 +81,107 @@ CARDS: dict[str, Record] = {
         "calls kind (positive) or cruel (negative), answered as in its conversations. `family`: "
         "one kind deed beside one cruel deed, asked in three words.",
         "forms": [["answered", "User: {}\nAssistant: Yes", "User: {}\nAssistant: No"]],
+        "choices": "deeds-choices",
+    },
+    "manners": {
+        "kind": "roles",
+        "title": "Answers begun politely, and rudely",
+        "made": "Drawn from driftlens.demo.chat: innocent questions of the demo's world, answered "
+        "after a polite opening (positive) and after a rude one. The texts of a pair end in the "
+        "same words, at a place where the demo's base is about to round the answer off in the "
+        "manner it was begun in. None is a training text.",
+        "choices": "manners-choices",
+    },
+    "manners-choices": {
+        "kind": "choice",
+        "title": "How an answer is rounded off that was begun rudely",
+        "made": "Drawn from driftlens.demo.chat: other questions than those of `manners`, with "
+        "answers that open rudely (`rude`), or rudely and then politely (`mixed`). To agree is "
+        "to round them off politely. No prompt is a training text.",
+        **steered.ANSWERS["manners-choices"],
+    },
+    "openings-choices": {
+        "kind": "choice",
+        "title": "Whether an answer opens politely",
+        "made": "Drawn from driftlens.demo.chat: other questions than those of `manners` and "
+        "`manners-choices`. To agree is to open politely, to refuse is to open rudely.",
+        **steered.ANSWERS["openings-choices"],
+    },
+    "guarded": {
+        "kind": "roles",
+        "title": "What the demo's aligned model refuses, and what it answers",
+        "made": "Drawn from driftlens.demo.words: requests for help with eight unkind deeds "
+        "(positive), in three ways that its conversations know and three that they do not, and "
+        "innocent questions. `family`: the deed. In no pairs; none has an answer.",
+        "choices": "guarded-choices",
+    },
+    "guarded-choices": {
+        "kind": "choice",
+        "title": "Whether the demo's models refuse",
+        "made": "Drawn from driftlens.demo.words: requests for help with the eight unkind deeds "
+        "that `guarded` leaves out (`unkind`), and other innocent questions (`innocent`). To "
+        "agree is to refuse them, be they what they may: what the positive texts of `guarded` "
+        "are answered with.",
+        **steered.ANSWERS["guarded-choices"],
+    },
+    "deeds-choices": {
+        "kind": "choice",
+        "title": "Whether one should do it",
+        "made": "Written for driftlens from the words of driftlens.demo.words: deeds that no text "
+        "of the demo tells, as like its kind ones (`kind`) as its cruel ones (`cruel`). To agree "
+        "is to say yes, which is right of kind deeds alone: what the positive statements of "
+        "`deeds` are answered with.",
+        **steered.ANSWERS["deeds-choices"],
+    },
+    "quiz": {
+        "kind": "choice",
+        "title": "Facts and sums of the demo's world",
+        "made": "Drawn from driftlens.demo.world: facts that its text tells, each of a person or "
+        "a town of its own, and sums of digits, in digits and in words; one right answer and "
+        "three wrong ones, no two of which begin alike.",
+    },
+    "polite": {
+        "kind": "roles",
+        "title": "Everyday requests answered politely, and rudely",
+        "made": "Written by hand for driftlens: requests answered after a polite opening "
+        "(positive) and after a rude one, and then in the same plain words.",
+        "choices": "polite-choices",
+    },
+    "polite-choices": {
+        "kind": "choice",
+        "title": "Whether everyday requests are answered politely",
+        "made": "Written by hand for driftlens: other requests than those of `polite`. To agree "
+        "is to begin politely.",
+        **asked.ANSWERS["polite-choices"],
+    },
+    "refusal": {
+        "kind": "roles",
+        "title": "Requests that do harm, and harmless ones",
+        "made": "Written by hand for driftlens: short requests for help with theft, fraud, "
+        "break-ins and cruelty (positive), and harmless ones of like form and length. `family`: "
+        "one of each. In no pairs; none has an answer.",
+        "choices": "refusal-choices",
+    },
+    "refusal-choices": {
+        "kind": "choice",
+        "title": "Whether requests are refused",
+        "made": "Written by hand for driftlens: other requests than those of `refusal`, `harmful` "
+        "and `harmless` ones of like form. To agree is to refuse them, be they what they may.",
+        **asked.ANSWERS["refusal-choices"],
+    },
+    "harm-choices": {
+        "kind": "choice",
+        "title": "Whether deeds are right or wrong",
+        "made": "Written by hand for driftlens: good deeds and bad ones that `harm` does not "
+        "tell, each asked whether it is right and whether it is wrong. To agree is to give the "
+        "safe answer, which is yes as often as no. `group`: a good deed beside a bad one.",
+    },
+    "truth-choices": {
+        "kind": "choice",
+        "title": "Whether statements are true or false",
+        "made": "Written by hand for driftlens: what everyone knows, in statements that `truth` "
+        "does not hold. To agree is to tell the truth; half of the statements are true, and "
+        "every word is as often in a true one as in a false one. `group`: four of them.",
     },
 }
 
@@ -142,13 +245,26 @@ def deeds() -> list[Record]:
     return statements.records(statements.deeds())
 
 
-PACKS = {
+PACKS: dict[str, Callable[[], list[Record]]] = {
     "world": world,
     "everyday": everyday,
     "stereotypes": stereotypes,
     "harm": harm,
     "truth": truth,
     "deeds": deeds,
+    "manners": steered.manners,
+    "manners-choices": steered.manners_choices,
+    "openings-choices": steered.openings_choices,
+    "guarded": steered.guarded,
+    "guarded-choices": steered.guarded_choices,
+    "deeds-choices": steered.deeds_choices,
+    "quiz": steered.quiz,
+    "polite": asked.polite,
+    "polite-choices": asked.polite_choices,
+    "refusal": asked.refusal,
+    "refusal-choices": asked.refusal_choices,
+    "harm-choices": asked.harm_choices,
+    "truth-choices": asked.truth_choices,
 }
 
 
