@@ -4,13 +4,24 @@ import gzip
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from driftlens.errors import DriftlensError, LoadError
-from driftlens.packs import ROLES, STANDARD, Example, Pack, names, refuse_preferences, table
+from driftlens.packs import (
+    ROLES,
+    STANDARD,
+    Example,
+    Pack,
+    checked,
+    names,
+    refuse_preferences,
+    table,
+)
+from driftlens.packs.choice import CAA
 
 TWO = ["A bell rings.\nTwice.", "naïve 🚣🏽"]
 ROWS = [json.dumps({"text": text}, ensure_ascii=False) for text in TWO]
@@ -355,6 +366,323 @@ def test_a_pack_that_is_broken_is_refused(what, tmp_path):
         Pack.load(folder(tmp_path / "mine", **changes))
     assert said in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+# Texts of two roles
+
+ROLE_ROWS = [
+    {"polarity": polarity, "prompt": "Q:", "response": response, "pair_id": 7, "family": family}
+    for polarity, response, family in (("positive", " yes", None), ("negative", " no", "f"))
+]
+BARE_ROWS = [{"polarity": p, "prompt": f"{p} {n}"} for p in (1, 0) for n in range(4)]
+
+
+@pytest.fixture(params=["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def read_as(request, tmp_path):
+    """Reads rows from a file of one of the forms."""
+
+    def read(*rows):
+        raw = plain("\n".join(map(json.dumps, rows)))
+        if request.param.endswith(".parquet"):
+            raw = as_parquet(rows)
+        elif request.param.endswith(".gz"):
+            raw = gzip.compress(raw)
+        return Pack.read(write(tmp_path, request.param, raw))
+
+    return read
+
+
+def test_a_text_of_a_role_is_its_prompt_and_its_response_which_is_what_counts(read_as):
+    pack = read_as(*ROLE_ROWS)
+    assert pack.kind == "roles"
+    assert pack.examples == [
+        Example("Q: yes", (2, 6), 7, "positive"),
+        Example("Q: no", (2, 5), 7, "negative", family="f"),
+    ]
+
+
+def test_a_text_of_a_role_may_be_a_prompt_alone_that_belongs_to_no_pair(read_as):
+    pack = read_as({"polarity": True, "prompt": "Do."}, {"polarity": False, "prompt": "Don't."})
+    assert pack.examples == [
+        Example("Do.", role="positive"),
+        Example("Don't.", role="negative"),
+    ]
+    assert pack.clusters == [0, 1]
+
+
+def test_what_steers_may_stand_without_a_prompt(tmp_path):
+    rows = [{"polarity": n, "prompt": "", "response": "Hm."} for n in (0, 1)]
+    assert [example.scored for example in read_rows(tmp_path, *rows).examples] == [(0, 3)] * 2
+
+
+def test_a_limit_keeps_pairs_whole_wherever_their_texts_stand(tmp_path):
+    rows = [
+        {"polarity": polarity, "prompt": "x", "pair_id": pair}
+        for polarity in ("positive", "negative")
+        for pair in ("a", "b", "c")
+    ]
+    pack = read_rows(tmp_path, *rows)
+    pairs = [[e.group for e in pack.limit(n).examples] for n in (1, 2, 3, 4, 5, 6, None)]
+    assert pairs == [[*"aa"]] * 2 + [[*"abab"]] * 2 + [[*"abcabc"]] * 3
+    assert {e.role for e in pack.limit(1).examples} == {"positive", "negative"}
+
+
+def test_a_limit_takes_as_many_texts_of_either_role_where_there_are_no_pairs(tmp_path):
+    pack = read_rows(tmp_path, *BARE_ROWS)
+    texts = [[e.text for e in pack.limit(n).examples] for n in (1, 2, 3)]
+    assert texts == [["1 0", "0 0"]] * 2 + [["1 0", "1 1", "0 0", "0 1"]]
+
+
+def test_a_limit_does_not_mend_that_one_role_is_rarer(tmp_path):
+    rows = [*BARE_ROWS[:4], BARE_ROWS[4]]
+    assert [e.role[0] for e in read_rows(tmp_path, *rows).limit(4).examples] == [*"ppn"]
+
+
+BAD_ROLES = {
+    "one role": ([BARE_ROWS[0]], "found 1, none of them negative"),
+    "the other role": (BARE_ROWS[4:], "found 4, none of them positive"),
+    "half a pair": ([*ROLE_ROWS, {**ROLE_ROWS[0], "pair_id": 8}], "found positive in pair 8"),
+    "a pair of three": ([*ROLE_ROWS, ROLE_ROWS[0]], "negative and positive and positive in pair 7"),
+    "a pair of one role": (
+        [{**row, "pair_id": n // 2} for n, row in enumerate(BARE_ROWS)],
+        "found positive and positive in pair 0",
+    ),
+    "pairs in some rows": ([*ROLE_ROWS, BARE_ROWS[0]], "found 1 of 3 rows without one"),
+    "no such role": ([{"polarity": "neutral", "prompt": "x"}], "found 'neutral'"),
+    "a role between": ([{"polarity": 0.5, "prompt": "x"}], "found 0.5"),
+    "a role that is none": ([{"polarity": None, "prompt": "x"}], "found null"),
+    "a prompt that is none": ([{"polarity": 1, "prompt": 3}], "`prompt` to be a string on line 1"),
+    "no text at all": (
+        [{"polarity": 1, "prompt": " ", "response": " "}],
+        "`prompt` to be a text, if there is no response on line 1",
+    ),
+    "a response of many": (
+        [{"polarity": 1, "prompt": "x", "response": ["y"]}],
+        "`response` to be a string on line 1",
+    ),
+    "a pair of halves": (
+        [{"polarity": 1, "prompt": "x", "pair_id": 0.5}],
+        "`pair_id` to be a string or a whole number on line 1",
+    ),
+    "a family of many": (
+        [{"polarity": 1, "prompt": "x", "family": ["a"]}],
+        "`family` to be a string or a whole number on line 1",
+    ),
+    "a topic of many": ([{"polarity": 1, "prompt": "x", "topic": ["a"]}], "`topic` to be a string"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROLES)
+def test_texts_that_lead_from_no_role_to_the_other_are_refused(what, tmp_path):
+    rows, said = BAD_ROLES[what]
+    with pytest.raises(DriftlensError) as caught:
+        read_rows(tmp_path, *rows)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_text_of_no_role_is_refused_where_roles_are_wanted():
+    with pytest.raises(DriftlensError, match=r"positive or negative in mine, found the role 'odd'"):
+        checked(Pack("mine", "roles", [Example("x", role="odd")]))
+
+
+# Choices
+
+CHOICES = {
+    "agree and refuse": (
+        {"prompt": "Q:", "agree": [" Yes", " Sure"], "refuse": " No", "topic": "t", "group": "g"},
+        Example("Q:", topic="t", family="g", choices=(" Yes", " Sure", " No"), wanted=(0, 1)),
+    ),
+    "right and wrong": (
+        {"prompt": "2 + 2 =", "right": " 4", "wrong": [" 3", " 5"], "group": 3},
+        Example("2 + 2 =", family=3, choices=(" 4", " 3", " 5"), wanted=(0,)),
+    ),
+    "the number of an answer": (
+        {"question": "Which?", "choices": ["this", "that"], "answer": 1},
+        Example("Which?\nA. this\nB. that\nAnswer:", choices=(" A", " B"), wanted=(1,)),
+    ),
+    "the letter of an answer": (
+        {"question": "Which?", "choices": ["this", "that", "those"], "answer": "C"},
+        Example(
+            "Which?\nA. this\nB. that\nC. those\nAnswer:",
+            choices=(" A", " B", " C"),
+            wanted=(2,),
+        ),
+    ),
+    "a label of their own": (
+        {"question": "Which?", "choices": ["this", "that"], "labels": ["1", "2"], "answer": "2"},
+        Example("Which?\nA. this\nB. that\nAnswer:", choices=(" A", " B"), wanted=(1,)),
+    ),
+    "lettered answers, as published": (
+        {
+            "question": "Which?\n\nChoices:\n (A) this\n (B) that",
+            "answer_matching_behavior": "(B)",
+            "answer_not_matching_behavior": "(A)",
+            "behavior": "picky",
+        },
+        Example(
+            "Which?\n\nChoices:\n (A) this\n (B) that\n\nAnswer: (",
+            topic="picky",
+            choices=("B)", "A)"),
+            wanted=(0,),
+        ),
+    ),
+    "spoken answers, as published": (
+        {
+            "question": "Is it so?",
+            "answer_matching_behavior": " No",
+            "answer_not_matching_behavior": " Not at all",
+        },
+        Example("Is it so?\n\nAnswer:", choices=(" No", " Not at all"), wanted=(0,)),
+    ),
+    "answers that part late, as published": (
+        {
+            "question": "What are they?",
+            "answer_matching_behavior": "They are good.",
+            "answer_not_matching_behavior": "They are great.",
+        },
+        Example("What are they?\n\nAnswer: They are", choices=(" good.", " great."), wanted=(0,)),
+    ),
+}
+"""A row, and the item that it holds."""
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_a_choice_is_read_from_every_layout_and_form_of_file(what, read_as):
+    row, wanted = CHOICES[what]
+    pack = read_as(row)
+    assert pack.kind == "choice"
+    assert pack.examples == [wanted]
+
+
+CARD = 'kind = "choice"\nagree = [" Yes", " Sure"]\nrefuse = [" No"]'
+
+
+def choice_pack(place, *rows, card=CARD):
+    return Pack.load(folder(place / "mine", card, "\n".join(map(json.dumps, rows))))
+
+
+def test_what_answers_all_prompts_may_stand_in_the_card(tmp_path):
+    pack = choice_pack(tmp_path, {"prompt": "Q:"}, {"prompt": "R:", "refuse": [" Never"]})
+    assert pack.examples == [
+        Example("Q:", choices=(" Yes", " Sure", " No"), wanted=(0, 1)),
+        Example("R:", choices=(" Yes", " Sure", " Never"), wanted=(0, 1)),
+    ]
+
+
+def test_a_row_with_both_sides_goes_before_the_card(tmp_path):
+    (example,) = choice_pack(tmp_path, {"prompt": "Q:", "right": " 4", "wrong": " 5"}).examples
+    assert (example.choices, example.wanted) == ((" 4", " 5"), (0,))
+
+
+def test_items_of_a_group_are_resampled_as_one(tmp_path):
+    rows = [{"prompt": "Q:", "group": group} for group in ("a", "b", "a")]
+    assert choice_pack(tmp_path, *rows, {"prompt": "R:"}).clusters == [0, 1, 0, 2]
+
+
+def test_what_is_answered_and_what_is_wanted_are_part_of_the_hash(tmp_path):
+    row = {"prompt": "Q:", "agree": " a", "refuse": " b"}
+    rows = [row, {**row}, {**row, "refuse": " c"}, {**row, "agree": " b", "refuse": " a"}]
+    hashes = [read_rows(tmp_path, row).sha256 for row in rows]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+    one = Example("Q:", choices=(" a", " b"), wanted=(0,))
+    both = [Pack("x", "choice", [replace(one, wanted=(n,))]).sha256 for n in (0, 1)]
+    assert both[0] != both[1]
+
+
+def asks(**changes):
+    row = {"question": "Which?", "choices": ["this", "that"], "answer": 0, **changes}
+    return {name: value for name, value in row.items() if value is not ...}
+
+
+BAD_CHOICES = {
+    "no refusal": ({"prompt": "Q:", "agree": " a"}, "`agree` and `refuse`, or `right` and `wrong`"),
+    "sides of two kinds": ({"prompt": "Q:", "agree": " a", "wrong": " b"}, "found fields 'prompt'"),
+    "no prompt": ({"agree": " a", "refuse": " b"}, "a field `prompt` on line 1"),
+    "an empty prompt": ({"prompt": " ", "agree": " a", "refuse": " b"}, "`prompt` to be a text"),
+    "equal answers": (
+        {"prompt": "Q:", "agree": [" a", " b"], "refuse": " b"},
+        "answers that differ, each of at least one word, on line 1 of mine/examples.jsonl, "
+        "found ' a', ' b', ' b'",
+    ),
+    "an empty answer": ({"prompt": "Q:", "agree": " a", "refuse": " "}, "found ' a', ' '"),
+    "no answers": ({"prompt": "Q:", "agree": [], "refuse": " b"}, "`agree` to be an answer, or a"),
+    "an answer that is none": ({"prompt": "Q:", "agree": None, "refuse": " b"}, "found null"),
+    "a number among answers": (
+        {"prompt": "Q:", "right": " 4", "wrong": [" 3", 5]},
+        "`wrong` to be an answer, or a list of answers on line 1",
+    ),
+    "half a character": (
+        {"prompt": "Q:", "agree": " a", "refuse": [" \ud83d"]},
+        "`refuse` in valid Unicode on line 1",
+    ),
+    "a group of many": (
+        {"prompt": "Q:", "agree": " a", "refuse": " b", "group": [1]},
+        "`group` to be a string or a whole number on line 1",
+    ),
+    "a topic of many": (
+        {"prompt": "Q:", "agree": " a", "refuse": " b", "topic": 1},
+        "`topic` to be a string on line 1",
+    ),
+    "a number too high": (asks(answer=2), "`answer` to be the number of a choice, from 0, or its"),
+    "a number below 0": (asks(answer=-1), "found -1"),
+    "no such label": (asks(answer="C"), "found 'C'"),
+    "true as a number": (asks(answer=True), "found true or false"),
+    "labels too few": (asks(labels=["A"], answer="A"), "found 'A'"),
+    "labels that are none": (asks(labels="AB", answer="A"), "found 'A'"),
+    "choices that are none": (asks(choices=[1, 2]), "`choices` to be an answer, or a list of"),
+    "a question that is none": (asks(question=3), "`question` to be a string on line 1"),
+    "one choice": (
+        asks(choices=["this"]),
+        "an answer that is wanted and one that is not in each item of mine, "
+        "found 1 wanted of 1 in item 0",
+    ),
+    "one answer twice, as published": (
+        dict.fromkeys(CAA, "(A)") | {"question": "Which?"},
+        "answers that differ, each of at least one word",
+    ),
+    "an answer that is no string, as published": (
+        dict.fromkeys(CAA, "(A)") | {"answer_matching_behavior": 1},
+        "`answer_matching_behavior` to be a string on line 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_CHOICES)
+def test_a_choice_that_cannot_be_asked_is_refused(what, tmp_path):
+    row, said = BAD_CHOICES[what]
+    with pytest.raises(DriftlensError) as caught:
+        choice_pack(tmp_path, row, card='kind = "choice"')
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("choices", "wanted"),
+    [((), ()), ((" a", " b"), ()), ((" a", " b"), (0, 1)), ((" a",) * 2, (2,))],
+)
+def test_an_item_needs_an_answer_that_is_wanted_and_one_that_is_not(choices, wanted):
+    item = Example("Q:", choices=choices, wanted=wanted)
+    said = rf"found {len(wanted)} wanted of {len(choices)} in item 1"
+    with pytest.raises(DriftlensError, match=said):
+        checked(Pack("mine", "choice", [replace(item, choices=(" a", " b"), wanted=(0,)), item]))
+
+
+OLDER = {
+    "deeds": "e29720a29a7c6fc5",
+    "everyday": "ac4296ca6975a6cb",
+    "harm": "f0925aa1b8fdbe44",
+    "stereotypes": "6904283c450b68ad",
+    "truth": "4e504ff2cf7e0487",
+    "world": "fb2ad1bacf8597ff",
+}
+"""How the hashes of packs began before there were roles and choices."""
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_packs_of_older_kinds_hash_as_they_always_did(name):
+    assert Pack.load(name).sha256.startswith(OLDER[name])
 
 
 def test_an_unknown_pack_is_told_those_that_there_are():

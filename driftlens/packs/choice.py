@@ -1,5 +1,6 @@
 """Packs of choices: how a text may go on, and which of the ways are wanted."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from string import ascii_uppercase
@@ -12,6 +13,9 @@ from .rows import string, wrong
 
 CAA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 """Fields of the questions by which contrastive activation addition was shown."""
+
+PIECE = re.compile(r"\s*(?:\w+|[^\w\s])")
+"""A word or a mark, with the blank before it."""
 
 SIDES = (("agree", "refuse"), ("right", "wrong"))
 """Fields of the answers that are wanted, and of those that are not."""
@@ -50,7 +54,8 @@ def _of_sides(
     where: str, record: Mapping[str, Any], card: Mapping[str, Any]
 ) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
     told = {**{name: card[name] for two in SIDES for name in two if name in card}, **record}
-    names = next((two for two in SIDES if set(two) <= told.keys()), None)
+    # A row that has both of its own goes before what the card says of all rows.
+    names = next((two for here in (record, told) for two in SIDES if set(two) <= here.keys()), None)
     if names is None:
         raise DriftlensError(
             f"`agree` and `refuse`, or `right` and `wrong`, on {where}",
@@ -65,7 +70,7 @@ def _strings(where: str, name: str, told: Any) -> tuple[str, ...]:
     found = [told] if isinstance(told, str) else told
     if not isinstance(found, list) or not found or not all(isinstance(z, str) for z in found):
         raise wrong(where, name, "an answer, or a list of answers", told)
-    return tuple(found)
+    return tuple(string(where, {name: answer}, name) for answer in found)
 
 
 def _lettered(
@@ -88,11 +93,10 @@ def _lettered(
 def _of_caa(where: str, record: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
     question, one, other = (string(where, record, name) for name in CAA)
     answers = [f" {answer.strip()}" for answer in (one, other)]
-    # What both begin with belongs to the question: the letter is what is answered.
-    pairs = zip(*answers, strict=False)
+    # What both begin with belongs to the question: the letter is what is answered. Whole words
+    # alone, each with the blank before it, for tokens seldom end within a word, or in a blank.
+    pairs = zip(*(PIECE.findall(answer)[:-1] for answer in answers), strict=False)
     lead = "".join(a for a, _ in takewhile(lambda two: two[0] == two[1], pairs))
-    if lead == " ":
-        lead = ""
     return f"{question}\n\nAnswer:{lead}", tuple(z[len(lead) :] for z in answers), (0,)
 
 
