@@ -26,14 +26,20 @@ from .results import Result
 class Reading(Protocol):
     """What is made of the logits of scored tokens."""
 
-    pack: Pack
-    """What is shown."""
+    @property
+    def pack(self) -> Pack:
+        """What is shown."""
+        ...
 
-    columns: tuple[str, ...]
-    """What `values` gives."""
+    @property
+    def columns(self) -> Sequence[str]:
+        """What `values` gives."""
+        ...
 
-    scored: tuple[str, ...]
-    """What `scores` gives."""
+    @property
+    def scored(self) -> Sequence[str]:
+        """What `scores` gives."""
+        ...
 
     def values(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
         """[scored token, column] float64; NaN where a logit is not finite."""
@@ -453,6 +459,6 @@ _NOWHERE = Push({Site(0): torch.ones(1)})
 """Stands where no push is made."""
 
 
-def unit_vectors(vectors: Mapping[Site, np.ndarray]) -> Push:
+def push_of(vectors: Mapping[Site, np.ndarray]) -> Push:
     """A push along arrays."""
     return Push({site: torch.from_numpy(np.array(v, np.float64)) for site, v in vectors.items()})

@@ -26,7 +26,7 @@ from driftlens.sweeps import (
     Sweep,
     Texts,
     choices,
-    unit_vectors,
+    push_of,
 )
 
 WIDTH = 32
@@ -294,7 +294,7 @@ def test_a_push_must_lie_somewhere():
 
 
 def test_arrays_are_pushed_as_tensors_are():
-    arrays = unit_vectors({Site(1): V.numpy().astype(np.float32)})
+    arrays = push_of({Site(1): V.numpy().astype(np.float32)})
     wanted, trace = sweep_of(model(), {Site(1): V}, (2.0,))
     here = places("all", trace.batch)
     ((_, found),) = pushed(model(), trace, arrays, (2.0,), here)

@@ -1,0 +1,674 @@
+"""What steering would do to a model, or to both of a pair: read as a table of contents."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from driftlens import doctor
+from driftlens.contrasts import MODELS
+from driftlens.diagnostics.directions import At, Directions, DirectionsResult
+from driftlens.diagnostics.tax import Tasks, TaxRateResult, taxed
+from driftlens.diagnostics.tradeoff import (
+    Course,
+    CrossSteeringResult,
+    SteeringByLayerResult,
+    Tradeoff,
+    TradeoffResult,
+)
+from driftlens.errors import DriftlensError
+from driftlens.formulas.curves import resampled
+from driftlens.formulas.intervals import bootstrap
+from driftlens.formulas.tradeoff import at_zero
+from driftlens.metric import measure
+from driftlens.models import ModelPair
+from driftlens.models.sites import Part, Site
+from driftlens.models.steering import Positions
+from driftlens.models.sweep import Push
+from driftlens.packs import Pack, between, names
+from driftlens.results import Check, Estimate, Result
+from driftlens.sweeps import Arm, Bends, Choices, Reading, StateGradients, Texts, choices, push_of
+
+from .courses import Line, Looker, both_finite, followed
+
+if TYPE_CHECKING:
+    from driftlens.estimators import Direction
+
+ONE_IN = 4
+"""Of the families of behaviour items, one in so many chooses the block."""
+
+LEAST = 12
+"""Items of behaviour below which none is kept for choosing."""
+
+DEPTH = 0.8
+"""Share of the blocks, from the bottom, that one is chosen from, as for refusal (Arditi et al.)."""
+
+USUAL = "quiz", "everyday"
+"""Shipped packs that stand for what a model can, where none is named."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask; the names are those of the command line."""
+
+    method: str = "mean-difference"
+    """How directions are found; see `diagnostics.directions.METHODS`."""
+    at: At = "last"
+    """Where the state of a text is read."""
+    parts: tuple[Part, ...] = ("out",)
+    """What of each block directions are found at."""
+    layers: tuple[int, ...] | None = None
+    """Blocks at which to steer, with one strength; None takes the one that gains most."""
+    part: Part = "out"
+    """What of them is steered."""
+    positions: Positions = "all"
+    """At which tokens."""
+    strengths: tuple[float, ...] | None = None
+    """Strengths to look at, in E‖h‖; None follows the curves."""
+    points: int = 17
+    """About how many strengths to look at where none are given."""
+    controls: int = 4
+    """Random directions of equal length to hold against it."""
+    weight: float = 1.0
+    """λ, how much behaviour a unit of capability is worth."""
+    seed: int = 0
+    """Of every draw."""
+    level: float = 0.95
+    """Share of bootstrap draws that an interval holds."""
+    rows: int | None = None
+    """Windows to show at a time; None plans by memory."""
+    length: int | None = None
+    """The most tokens in a window."""
+
+
+USUALLY = Options()
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What was found of steering."""
+
+    results: Sequence[Result]
+    """In the order in which they are read."""
+    checks: Sequence[Check]
+    """The gates."""
+    directions: Mapping[tuple[str, Site], "Direction"]
+    """Of each model at each place."""
+    layers: tuple[int, ...]
+    """Blocks at which was steered."""
+
+    def tradeoff(self, model: str) -> TradeoffResult:
+        """The first curve of a model, by its name in the pair."""
+        return next(r for r in self.results if isinstance(r, TradeoffResult) and r.model == model)
+
+
+def matched(contrast: Pack) -> Pack | None:
+    """The shipped pack of choices that a pack's card names, if it names one."""
+    name = contrast.card.get("choices")
+    if name is None:
+        return None
+    if name not in names():
+        raise DriftlensError(
+            f"`choices` of {contrast.name} to name a shipped pack",
+            found=repr(name),
+            remedy="Name a pack of choices with --behaviour.",
+        )
+    return Pack.load(name)
+
+
+def study(
+    pair: ModelPair,
+    contrast: Pack,
+    capabilities: Sequence[Pack],
+    behaviour: Pack | None = None,
+    options: Options = USUALLY,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Steering:
+    """Find directions between two roles of texts, and what steering along them does.
+
+    Args:
+        pair: The models; a model beside itself if there is only one.
+        contrast: Texts of two roles, choices whose answers are the roles, or contrasts.
+        capabilities: Choices with right answers, and texts, that are to be kept.
+        behaviour: Choices of which some answers agree with the positive role; None takes those
+            that the contrast's card names or, of a contrast that is itself of choices, a half of
+            its items, while directions are found on the other half.
+        options: How.
+        progress: Told what is shown, and how many windows of how many are done.
+
+    Raises:
+        DriftlensError: A pack is of no use for this, a layer or a method is not there, models do
+            not continue text or cut it differently, or numbers are not finite.
+    """
+    return _Study(pair, contrast, capabilities, behaviour, options, progress).steering()
+
+
+class _Split(NamedTuple):
+    """Items of behaviour."""
+
+    choosing: Pack
+    judging: Pack
+    apart: bool
+    """Whether the two have no family in common."""
+
+
+class _Study:
+    def __init__(
+        self,
+        pair: ModelPair,
+        contrast: Pack,
+        capabilities: Sequence[Pack],
+        behaviour: Pack | None,
+        options: Options,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        self.pair, self.options, self.progress = pair, options, progress
+        if not pair.base.causal:
+            raise DriftlensError(
+                "models that continue text, to steer what they say",
+                found=f"{pair.base.name}, which fills in masked tokens",
+                remedy="Give causal language models.",
+            )
+        self.models = MODELS[:1] if pair.base is pair.aligned else MODELS
+        behaviour = behaviour or matched(contrast)
+        if behaviour is None:
+            contrast, behaviour = _halves(contrast)
+        self.roles, self.behaviour = between(contrast), behaviour
+        if not capabilities:
+            raise DriftlensError(
+                "a pack of what is to be kept",
+                found="none",
+                remedy="Name choices with right answers, or texts, with --capability.",
+            )
+        self.capabilities = [self._reading(pack) for pack in capabilities]
+        choices(behaviour, pair)
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        outside = [n for n in self.options.layers or () if not 0 <= n < self.pair.depth]
+        if outside or self.options.layers == ():
+            raise DriftlensError(
+                f"blocks from 0 to {self.pair.depth - 1}, which {self.pair.base.name} has",
+                found=", ".join(map(str, outside)) or "none at all",
+                remedy="Give --layer in that range.",
+            )
+
+    def _reading(self, pack: Pack) -> Reading:
+        if pack.kind == "text":
+            return Texts(pack)
+        if pack.kind == "choice":
+            return choices(pack, self.pair)
+        raise DriftlensError(
+            "packs of kind choice or text, of what is to be kept",
+            found=f"{pack.name} of kind {pack.kind}",
+            remedy="Give a --capability that `driftlens packs` lists with one of these kinds.",
+        )
+
+    def steering(self) -> Steering:
+        """All that is asked for."""
+        checks = self._gates()
+        doctor.require(checks)
+        first, *others = self._directions
+        results: list[Result] = [first]
+        curves = list(self._tradeoffs())
+        results += curves
+        if len(self.models) > 1:
+            results.append(self._cross())
+        results += [self._by_layer(), self._tax(), *others]
+        return Steering(results, checks, self._found, self._layers)
+
+    def _gates(self) -> list[Check]:
+        few = replace(self.behaviour_reading.pack, name=self.behaviour.name)
+        gates = doctor.ALONE if len(self.models) == 1 else None
+        return doctor.examine(
+            self.pair,
+            [few],
+            allow_identical=len(self.models) == 1,
+            length=self.options.length,
+            gates=gates,
+        )
+
+    # Directions
+
+    @cached_property
+    def _metric(self) -> Directions:
+        o = self.options
+        parts = tuple(dict.fromkeys((o.part, *o.parts)))
+        return Directions(None, parts, o.method, o.at, o.seed, o.level)
+
+    @cached_property
+    def _directions(self) -> list[Result]:
+        """What is told of directions, the main result first."""
+        return self._measured(self.roles, self._metric)
+
+    @cached_property
+    def _found(self) -> Mapping[tuple[str, Site], "Direction"]:
+        assert self._directions, "measured before it is asked"
+        return self._metric.found()
+
+    @property
+    def _sides(self) -> range:
+        return range(len(self.models))
+
+    def _push(self, side: int, layers: Sequence[int] | None = None) -> Push:
+        """Along a model's own directions."""
+        vectors = {}
+        for layer in self._layers if layers is None else layers:
+            site = Site(layer, self.options.part)
+            found = self._found.get((MODELS[side], site))
+            if found is None or not found.norm:
+                raise DriftlensError(
+                    f"a direction at {site} of {MODELS[side]}",
+                    found="no such place" if found is None else "roles whose means are the same",
+                    remedy="Choose another --layer.",
+                )
+            vectors[site] = found.unit
+        return push_of(vectors)
+
+    def _length(self, side: int, layers: Sequence[int] | None = None) -> float:
+        """E‖h‖ where a model is pushed, mean over blocks."""
+        layers = self._layers if layers is None else layers
+        sites = [Site(layer, self.options.part) for layer in layers]
+        return float(np.mean([self._found[MODELS[side], site].lengths.mean() for site in sites]))
+
+    # Which block
+
+    @cached_property
+    def _split(self) -> _Split:
+        families = sorted(set(self.behaviour.clusters))
+        if self.options.layers is not None or len(self.behaviour.examples) < LEAST:
+            return _Split(self.behaviour, self.behaviour, False)
+        choosing = set(families[::ONE_IN])
+        parts: tuple[list, list] = ([], [])
+        for example, family in zip(self.behaviour.examples, self.behaviour.clusters, strict=True):
+            parts[family not in choosing].append(example)
+        one, other = (replace(self.behaviour, examples=some) for some in parts)
+        return _Split(one, other, True)
+
+    @cached_property
+    def behaviour_reading(self) -> Choices:
+        """Of the items that curves are measured on."""
+        return choices(self._split.judging, self.pair)
+
+    @cached_property
+    def _sites(self) -> tuple[Site, ...]:
+        """Places at which a model may be pushed, one for each block."""
+        return tuple(site for site in self._metric.sites if site.part == self.options.part)
+
+    @cached_property
+    def _agreeing(self) -> tuple[np.ndarray, np.ndarray]:
+        """[item, model, site, width] gradients of log-odds, and [item] clusters."""
+        assert self._directions, "directions come first"
+        reading = choices(self._split.choosing, self.pair)
+        return self._gradients(reading, "log_odds")
+
+    def _gradients(self, reading: Reading, score: str) -> tuple[np.ndarray, np.ndarray]:
+        metric = StateGradients(reading, score, self._sites, self.options.positions)
+        self._measured(reading.pack, metric)
+        clusters = np.array(reading.pack.clusters, np.int64)[metric.sums.documents]
+        return metric.found, clusters
+
+    @cached_property
+    def _layers(self) -> tuple[int, ...]:
+        """Blocks at which is steered."""
+        if self.options.layers is not None:
+            return self.options.layers
+        gains = self._along(self._agreeing[0]).mean(0)
+        below = max(1, int(DEPTH * self.pair.depth))
+        allowed = np.array([site.layer < below for site in self._sites])
+        scores = np.where(allowed, gains.mean(0), -np.inf)
+        if not np.isfinite(scores).any():
+            raise DriftlensError(
+                "a block at which the roles differ",
+                found="none among the lower ones",
+                remedy="Name one with --layer.",
+            )
+        return (self._sites[int(np.nanargmax(scores))].layer,)
+
+    def _along(self, gradients: np.ndarray) -> np.ndarray:
+        """[item, model, site] change of a score with a push of one E‖h‖, to first order."""
+        found = np.full(gradients.shape[:-1], np.nan)
+        for side in self._sides:
+            for place, site in enumerate(self._sites):
+                one = self._found[MODELS[side], site]
+                found[:, side, place] = gradients[:, side, place] @ one.unit * one.lengths.mean()
+        return found[:, : len(self.models)]
+
+    def _by_layer(self) -> SteeringByLayerResult:
+        gains, clusters = self._along(self._agreeing[0]), self._agreeing[1]
+        costs, weights, others = self._keeping
+        costs = -self._along(costs)
+        rows: dict[str, list[Any]] = {n: [] for n in _BY_LAYER}
+        how: dict[str, Any] = {"seed": self.options.seed, "level": self.options.level}
+        for side in self._sides:
+            gain = bootstrap(gains[:, side], np.ones(len(gains)), clusters=clusters, **how)
+            cost = bootstrap(costs[:, side], weights, clusters=others, **how)
+            rows["model"] += [MODELS[side]] * len(self._sites)
+            rows["layer"] += [site.layer for site in self._sites]
+            for name, cells in zip(
+                ("gain", "low", "high", "cost", "cost_low", "cost_high"),
+                (*gain, *cost),
+                strict=True,
+            ):
+                rows[name] += cells.tolist()
+        return SteeringByLayerResult.of(
+            **rows,
+            chosen=_said(self._layers),
+            asked=self.options.layers is not None,
+            choosing=len(self._split.choosing.examples),
+            pack=self.behaviour.name,
+        )
+
+    @cached_property
+    def _keeping(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gradients of ln P(right) of the first capability, weights and clusters of its items."""
+        reading = self.capabilities[0]
+        gradients, clusters = self._gradients(reading, "log_right")
+        weights = self._lines[0][1].seen([0.0]).weights
+        return gradients, weights, clusters
+
+    # Curves
+
+    @cached_property
+    def _readings(self) -> list[Reading]:
+        return [self.behaviour_reading, *self.capabilities]
+
+    def _looker(self, readings: Sequence[Reading]) -> Looker:
+        o = self.options
+        return Looker(self.pair, readings, o.positions, o.rows, o.length, self.progress)
+
+    @cached_property
+    def _lines(self) -> dict[int, list[Line]]:
+        """By side, [reading] what was read along the model's own direction."""
+        pushes = {side: self._push(side) for side in self._sides}
+        lengths = {side: self._length(side) for side in self._sides}
+        given = None
+        if self.options.strengths is not None:
+            shares = sorted({0.0, *self.options.strengths})
+            given = {side: [share * lengths[side] for share in shares] for side in self._sides}
+        names = ["behaviour", *["right"] * len(self.capabilities)]
+        return followed(
+            self._looker(self._readings), pushes, lengths, names, self.options.points, given
+        )
+
+    @cached_property
+    def _strengths(self) -> dict[int, list[float]]:
+        """By side, the strengths at which all that was read is finite."""
+        found = {side: both_finite(self._lines[side])[0] for side in self._sides}
+        for side, strengths in found.items():
+            if 0.0 not in strengths:
+                name = (self.pair.base, self.pair.aligned)[side].name
+                raise DriftlensError(
+                    "finite logits of the unsteered model",
+                    found=f"others in {MODELS[side]} ({name})",
+                    remedy="Check that checkpoint, or try --dtype float32.",
+                )
+        return found
+
+    @cached_property
+    def _others(self) -> dict[tuple[int, int | str], list[Line]]:
+        """Along random directions and along the other model's, by side and which."""
+        pushes: dict[tuple[int, int | str], Push] = {}
+        for side in self._sides:
+            for number in range(self.options.controls):
+                pushes[side, number] = self._random(side, number)
+            if len(self.models) > 1:
+                pushes[side, "other"] = self._push(1 - side)
+        lines = {key: [Line() for _ in self._readings] for key in pushes}
+        if pushes:
+            asked = [(key[0], push, self._strengths[key[0]]) for key, push in pushes.items()]
+            self._looker(self._readings).look(asked, [*lines.values()])
+        return lines
+
+    def _random(self, side: int, number: int) -> Push:
+        """A direction drawn evenly, at each place that is pushed."""
+        drawn = np.random.default_rng([self.options.seed, number])
+        sites = self._push(side).vectors
+        vectors = {site: drawn.standard_normal(self.pair.width) for site in sorted(sites)}
+        return push_of({site: v / np.linalg.norm(v) for site, v in vectors.items()})
+
+    @cached_property
+    def _bends(self) -> dict[int, dict[tuple[int, str], dict[str, np.ndarray]]]:
+        """By reading, derivatives at 0 by side and whose direction."""
+        arms = {(side, "own"): Arm(side, self._push(side), ()) for side in self._sides}
+        if len(self.models) > 1:
+            arms |= {(s, "other"): Arm(s, self._push(1 - s), ()) for s in self._sides}
+        found = {}
+        for place, reading in enumerate(self._readings):
+            metric = Bends(reading, [*arms.values()], self.options.positions)
+            self._measured(reading.pack, metric)
+            found[place] = {key: metric.found(n) for n, key in enumerate(arms)}
+        return found
+
+    def _tradeoffs(self) -> Iterator[TradeoffResult]:
+        for side in reversed(self._sides):
+            for place, reading in enumerate(self.capabilities, 1):
+                yield self._tradeoff(side, place, reading)
+
+    def _tradeoff(self, side: int, place: int, reading: Reading) -> TradeoffResult:
+        strengths = self._strengths[side]
+        lines = self._lines[side]
+        controls = []
+        for number in range(self.options.controls):
+            two = [self._others[side, number][n] for n in (0, place)]
+            if set(both_finite(two)[0]) >= set(strengths):
+                controls.append((two[0].seen(strengths), two[1].seen(strengths)))
+        bends = {
+            "behaviour": self._bends[0][side, "own"]["behaviour"],
+            "capability": self._bends[place][side, "own"]["right"],
+        }
+        course = Course(
+            np.array(strengths),
+            lines[0].seen(strengths),
+            lines[place].seen(strengths),
+            controls,
+            bends,
+            _answers(reading),
+            self._length(side),
+        )
+        told = Tradeoff(course, self.options.weight, self.options.seed, self.options.level)
+        sites = [Site(layer, self.options.part) for layer in self._layers]
+        norms = [self._found[MODELS[side], site].norm for site in sites]
+        result = told.result(
+            model=MODELS[side],
+            layers=_said(self._layers),
+            part=self.options.part,
+            method=self.options.method,
+            positions=self.options.positions,
+            behaviour_pack=self.behaviour.name,
+            norm=float(np.mean(norms)),
+        )
+        notes = [*self._of_ends(side), *self._of_controls(len(controls))]
+        return replace(result, pack=reading.pack.name, notes=tuple(notes))
+
+    def _of_ends(self, side: int) -> Iterator[str]:
+        beyond = both_finite(self._lines[side])[1]
+        for sign, name in ((-1, "below"), (1, "above")):
+            if some := [r for r in beyond if r * sign > 0]:
+                first = min(some, key=abs)
+                yield (
+                    f"The curve ends {name}: at r = {first:.4g} "
+                    f"({first / self._length(side):.3g} E‖h‖) logits are not finite."
+                )
+        if not self._split.apart and self.options.layers is None:
+            yield (
+                "Too few items of behaviour to keep some for choosing the block: it was chosen by "
+                "those that the curve is of."
+            )
+
+    def _of_controls(self, left: int) -> Iterator[str]:
+        if left < self.options.controls:
+            lost = self.options.controls - left
+            yield f"{lost} random directions gave logits that are not finite, and are left out."
+
+    def _cross(self) -> CrossSteeringResult:
+        rows: dict[str, list[Any]] = {n: [] for n in _CROSS}
+        slopes: dict[tuple[int, str], Estimate] = {}
+        draws: dict[tuple[int, str], np.ndarray] = {}
+        clusters = self._lines[0][0].clusters
+        for side in self._sides:
+            for whose in ("own", "other"):
+                items = self._bends[0][side, whose]["behaviour"][:, 1]
+                slopes[side, whose] = Estimate(*map(float, self._interval(items, clusters)))
+                draws[side, whose] = items
+                lines = self._lines[side] if whose == "own" else self._others[side, "other"]
+                strengths = [r for r in self._strengths[side] if r in both_finite(lines)[0]]
+                count = len(strengths)
+                origin = side if whose == "own" else 1 - side
+                slope = slopes[side, whose]
+                rows["steered"] += [MODELS[side]] * count
+                rows["direction"] += [MODELS[origin]] * count
+                rows["strength"] += strengths
+                rows["behaviour"] += lines[0].seen(strengths).mean("behaviour").tolist()
+                rows["capability"] += lines[1].seen(strengths).mean("right").tolist()
+                rows["slope"] += [slope.value] * count
+                rows["low"] += [slope.low] * count
+                rows["high"] += [slope.high] * count
+        ratios = [
+            Estimate(
+                *map(
+                    float,
+                    bootstrap(
+                        draws[side, "other"],
+                        draws[side, "own"],
+                        seed=self.options.seed,
+                        level=self.options.level,
+                        clusters=clusters,
+                    ),
+                )
+            )
+            for side in self._sides
+        ]
+        return CrossSteeringResult.of(
+            base_in_aligned=ratios[1],
+            aligned_in_base=ratios[0],
+            **rows,
+            layers=_said(self._layers),
+            pack=self.behaviour.name,
+        )
+
+    def _interval(self, items: np.ndarray, clusters: np.ndarray):
+        o = self.options
+        ones = np.ones(len(items))
+        return bootstrap(items, ones, seed=o.seed, level=o.level, clusters=clusters)
+
+    # The tax
+
+    def _tax(self) -> TaxRateResult:
+        parts = []
+        for place, reading in enumerate(self.capabilities, 1):
+            if place == 1:
+                gradients, weights, clusters = self._keeping
+            else:
+                gradients, clusters = self._gradients(reading, "log_right")
+                weights = self._lines[0][place].seen([0.0]).weights
+            topics = [e.topic or reading.pack.name for e in reading.pack.examples]
+            read = self._numbers(place)
+            tasks = np.array([topics[n] for n in read], object)
+            parts.append((gradients, weights, tasks, clusters + 10**6 * place))
+        whole = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        side = self._sides[-1]
+        units = np.stack(
+            [[self._found[MODELS[s], site].unit for site in self._sites] for s in self._sides]
+        )
+        result = taxed(
+            Tasks(*whole),
+            units,
+            self.models,
+            [site.layer for site in self._sites],
+            steered=MODELS[side],
+            at=self._layers[0],
+            swept=self._swept(side),
+            seed=self.options.seed,
+            level=self.options.level,
+        )
+        several = (
+            ("Steered at several blocks together: the sweep's slope is that of one push at all.",)
+            if len(self._layers) > 1
+            else ()
+        )
+        packs = ", ".join(reading.pack.name for reading in self.capabilities)
+        return replace(result, pack=packs, notes=several)
+
+    def _numbers(self, place: int) -> list[int]:
+        """Documents of a capability that were read."""
+        reading = self.capabilities[place - 1]
+        encoder = self.pair.encoder(reading.pack, self.options.length)
+        return sorted({window.example for window in encoder.plan})
+
+    def _swept(self, side: int) -> Estimate:
+        """Slope at 0 of the mean ln P(right) of all capabilities, by differences."""
+        strengths = self._strengths[side]
+        seen = [line.seen(strengths) for line in self._lines[side][1:]]
+        r = np.array(strengths)
+        origin = strengths.index(0.0)
+        if min(origin, len(strengths) - origin - 1) < 2:
+            return Estimate(np.nan)
+        weights = np.concatenate([some.weights for some in seen])
+        curve = resampled(
+            r,
+            np.concatenate([some.values["log_right"] for some in seen]) / weights[:, None],
+            seed=self.options.seed,
+            clusters=np.concatenate([some.clusters + 10**6 * n for n, some in enumerate(seen)]),
+            weights=weights,
+        )
+        return Estimate(*map(float, at_zero(curve, level=self.options.level).slope.interval))
+
+    def _measured(self, pack: Pack, metric: Any) -> list[Result]:
+        def told(done: int, of: int) -> None:
+            if self.progress is not None:
+                self.progress(pack.name, done, of)
+
+        o = self.options
+        return measure(self.pair, pack, [metric], rows=o.rows, length=o.length, progress=told)
+
+
+_BY_LAYER = ("model", "layer", "gain", "low", "high", "cost", "cost_low", "cost_high")
+_CROSS = ("steered", "direction", "strength", "behaviour", "capability", "slope", "low", "high")
+
+
+def _halves(contrast: Pack) -> tuple[Pack, Pack]:
+    """Choices in two halves, families whole: to find directions on, and to judge them."""
+    if contrast.kind != "choice":
+        raise DriftlensError(
+            "choices to measure behaviour by",
+            found=f"none that belong to {contrast.name}",
+            remedy="Name a pack of kind choice with --behaviour (see `driftlens packs`).",
+        )
+    families = sorted(set(contrast.clusters))
+    if len(families) < 2:
+        raise DriftlensError(
+            f"two families of items at least in {contrast.name}",
+            found=str(len(families)),
+            remedy="Give more items, or others to judge by with --behaviour.",
+        )
+    found = set(families[::2])
+    parts: tuple[list, list] = ([], [])
+    for example, family in zip(contrast.examples, contrast.clusters, strict=True):
+        parts[family not in found].append(example)
+    one, other = (replace(contrast, examples=some) for some in parts)
+    return one, other
+
+
+def _answers(reading: Reading) -> int:
+    """How many answers an item has, one of them right; 0 if that differs."""
+    if not isinstance(reading, Choices):
+        return 0
+    counts = {int((row != 0).sum()) for row in reading.signs}
+    single = {int((row > 0).sum()) for row in reading.signs} == {1}
+    return counts.pop() if len(counts) == 1 and single else 0
+
+
+def _said(layers: Sequence[int]) -> str:
+    """Numbers of blocks, as a person would write them."""
+    low, high = min(layers), max(layers)
+    whole = sorted(layers) == list(range(low, high + 1))
+    if whole:
+        return str(low) if low == high else f"{low}-{high}"
+    return ",".join(map(str, sorted(layers)))
+
+
+__all__ = ["DirectionsResult", "Options", "Steering", "matched", "study"]
