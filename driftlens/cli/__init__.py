@@ -65,6 +65,7 @@ from .shared import (
     try_out,
     within,
 )
+from .steer import steer
 
 app = typer.Typer(
     add_completion=True,
@@ -500,3 +501,4 @@ def packs() -> None:
 
 
 app.add_typer(probe, name="probe")
+app.add_typer(steer, name="steer")

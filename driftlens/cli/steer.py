@@ -1,0 +1,364 @@
+"""`driftlens steer`: directions that are kept, what a model says along them, and other formats."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from driftlens.errors import DriftlensError
+
+from .probe import AdapterRevision, Base, _load, _table
+from .shared import (
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    Offline,
+    Quiet,
+    Remote,
+    Revision,
+    Seed,
+    layers_of,
+    told,
+)
+
+if TYPE_CHECKING:
+    from driftlens.models.steering import Positions
+    from driftlens.steer import Applied, KeptDirections
+
+
+class ModelOrCommand(TyperGroup):
+    """Commands, of which `measure` goes without saying: `steer MODEL` is `steer measure MODEL`."""
+
+    unsaid = "measure"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Say the command where its name is left out."""
+        known = {*self.commands, *self.get_help_option_names(ctx)}
+        if args and args[0] not in known:
+            args = [self.unsaid, *args]
+        return super().parse_args(ctx, args)
+
+
+steer = typer.Typer(
+    cls=ModelOrCommand,
+    no_args_is_help=True,
+    subcommand_metavar="MODEL --contrast PACK ... | COMMAND ...",
+    help="""Find directions that steer a model, and what they gain and cost.
+
+    `driftlens steer MODEL --contrast PACK` finds the directions between two roles of texts, \
+measures what going along them gains and costs, and keeps them in a folder. It is short for \
+`driftlens steer measure`, which has its options. The others use such a folder.""",
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of directions.")]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A file that ends in .gguf or .safetensors.")
+]
+Layers = Annotated[
+    str | None, typer.Option("--layer", "--layers", help="A block or several, as 5 or 4-7 or 2,5.")
+]
+Overwritten = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
+
+
+@steer.command()
+@told()
+def apply(
+    context: typer.Context,
+    folder: Folder,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model that the directions are of.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to go on with.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="A file of prompts, one to a line or as JSONL; - for standard input."),
+    ] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(
+            help="Strengths with commas, as 0,2,4; 0 and what the card recommends if left out."
+        ),
+    ] = None,
+    relative: Annotated[
+        bool,
+        typer.Option("--relative", help="Count strengths in the mean length of a state there."),
+    ] = False,
+    layer: Layers = None,
+    mode: Annotated[str, typer.Option(help="add, ablate, clamp or project.")] = "add",
+    positions: Annotated[
+        str | None,
+        typer.Option(help="all, prompt, response or last; what the card says if left out."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="How many tokens come after a prompt, at most.")
+    ] = 40,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Draw tokens at this temperature; the likeliest each time if left out."),
+    ] = None,
+    seed: Seed = 0,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template", help="Make each prompt a user's turn of the chat template."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Steer another model of the same shape too.")
+    ] = False,
+    base: Base = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts that are gone on with at a time.")
+    ] = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    aligned_revision: AdapterRevision = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a model goes on to say, steered and not.
+
+    driftlens steer apply politeness demo:aligned --prompt "Where is the clock?" --strength 0,2,4
+
+    driftlens steer apply politeness demo:aligned --text prompts.txt --mode ablate
+    """
+    from driftlens.steer import KeptDirections, applied
+    from driftlens.steer.applied import check
+
+    kept = KeptDirections.load(folder)
+    prompts = _prompts(prompt, text)
+    at = cast("Positions | None", positions)
+    how: dict[str, Any] = {"mode": mode, "relative": relative}
+    if layer is not None:
+        how["layers"] = sorted(layers_of(layer, kept.card["model"]["depth"]))
+    asked = _strengths(strength)
+    wanted: Sequence[float | None] = asked or [None]
+    for r in wanted:
+        kept.steers(r, **how)
+    check(max_new_tokens, temperature, batch_size, at)
+    found = applied(
+        _load(context, model, base),
+        kept,
+        prompts,
+        asked,
+        **how,
+        positions=at,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        apply_chat_template=apply_chat_template,
+        rows=batch_size,
+        force=force,
+    )
+    if asked is None and mode == "add" and kept.strength is not None:
+        asked = [kept.strength.r]
+    _say(found, asked or [None], mode, as_json)
+
+
+@steer.command()
+@told()
+def show(folder: Folder, as_json: AsJson = False) -> None:
+    """Print whose directions they are, how they were found, and how sure they are.
+
+    driftlens steer show politeness
+    """
+    from driftlens.steer import KeptDirections
+
+    kept = KeptDirections.load(folder)
+    card = kept.card
+    if as_json:
+        typer.echo(json.dumps(card, indent=2))
+        return
+    model, source = card["model"], card["pack"] or card["file"]
+    typer.secho(_verdict(kept), bold=True)
+    for name, what in {
+        "model": f"{model['name']}, weights {model['sha256'][:12]}, width {model['width']}, "
+        f"{model['depth']} blocks",
+        "place": f"{card['part']} of blocks {', '.join(map(str, kept.layers))}",
+        "method": card["method"] + (f", at {card['at']}" if card["at"] else ""),
+        "positions": card["positions"],
+        "pack" if card["pack"] else "file": f"{source['name']}, sha256 {source['sha256'][:12]}",
+    }.items():
+        typer.echo(f"{name:12} {what}")
+    typer.echo("")
+    _table(card["metrics"])
+
+
+@steer.command()
+@told()
+def export(
+    folder: Folder, file: File, layer: Layers = None, overwrite: Overwritten = False
+) -> None:
+    """Write the directions for repeng and llama.cpp (.gguf) or for anyone (.safetensors).
+
+    A strength of 1 there is a step from one role's mean to the other's.
+
+    driftlens steer export politeness politeness.gguf --layer 1-5
+    """
+    from driftlens.steer import KeptDirections
+
+    kept = KeptDirections.load(folder)
+    depth = kept.card["model"]["depth"]
+    layers = None if layer is None else sorted(layers_of(layer, depth))
+    typer.echo(kept.export(file, layers=layers, overwrite=overwrite))
+
+
+@steer.command("import")
+@told()
+def import_(
+    context: typer.Context,
+    file: File,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model that the directions are for.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the directions.")],
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="The block to steer at where none is named.")
+    ] = None,
+    positions: Annotated[
+        str, typer.Option(help="Where to steer if nothing is said: all, prompt, response, last.")
+    ] = "all",
+    force: Annotated[
+        bool, typer.Option("--force", help="Take directions of another type of model too.")
+    ] = False,
+    overwrite: Overwritten = False,
+    base: Base = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    aligned_revision: AdapterRevision = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+) -> None:
+    """Keep the directions of a file of others, for one model.
+
+    driftlens steer import happy.gguf org/model --out happy
+    """
+    from driftlens.steer import KeptDirections
+    from driftlens.steer.kept import exchanged
+
+    exchanged(file)
+    _try(out, overwrite)
+    loaded, at = _load(context, model, base), cast("Positions", positions)
+    kept = KeptDirections.imported(file, loaded, layer=layer, positions=at, force=force)
+    kept.save(out, overwrite=overwrite)
+    typer.echo(out)
+
+
+# What the commands share
+
+
+def _verdict(kept: "KeptDirections") -> str:
+    """Directions in one sentence."""
+    card, count = kept.card, len(kept.layers)
+    said = f"{count} direction{'s' * (count > 1)} of {card['model']['name']} ({card['method']})"
+    if kept.layer is None:
+        return f"{said}; no block is recommended."
+    row = card["metrics"][kept.layers.index(kept.layer)]
+    said += f"; at block {kept.layer} the roles lie {row['norm']:.3g} apart"
+    if row["relative_norm"] is not None:
+        said += f", {row['relative_norm']:.2f} E‖h‖"
+    told = kept.strength
+    if told is None:
+        return f"{said}; no strength is recommended."
+    said += f"; a strength of {told.r:.3g} is recommended"
+    if isfinite(told.low) and isfinite(told.high):
+        said += f" [{told.low:.3g}, {told.high:.3g}]"
+    if isfinite(told.gain) and isfinite(told.cost):
+        said += f", which gains {told.gain:.3g} of behaviour for {told.cost:.3g} of capability"
+    return f"{said}."
+
+
+def _say(
+    found: Sequence["Applied"], asked: Sequence[float | None], mode: str, as_json: bool
+) -> None:
+    """What was said after each prompt, a column for each strength."""
+    if as_json:
+        rows = [
+            {
+                "prompt": one.prompt,
+                "unsteered": one.unsteered,
+                "steered": [
+                    {"mode": mode, "strength": r, "text": said}
+                    for r, said in zip(asked, one.steered, strict=True)
+                ],
+            }
+            for one in found
+        ]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # A step of nothing is what stands under unsteered.
+    shown = [n for n, r in enumerate(asked) if mode != "add" or r != 0]
+    names = [mode if asked[n] is None else f"{mode} {asked[n]:g}" for n in shown]
+    table = Table(show_lines=True)
+    for name in ("prompt", "unsteered", *names):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        cells = (one.prompt, one.unsteered, *(one.steered[n] for n in shown))
+        table.add_row(*map(escape, cells))
+    Console().print(table)
+
+
+def _strengths(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(piece) for piece in text.split(",")]
+    except ValueError:
+        raise DriftlensError(
+            "--strength as 0,2,4",
+            found=repr(text),
+            remedy="Leave it out for what the card recommends.",
+        ) from None
+
+
+def _prompts(prompts: Sequence[str] | None, file: str | None) -> list[str]:
+    """The prompts that are given, or those of a file: its lines, or what its rows call so."""
+    from driftlens.packs.rows import contents, decoded, form_of, rows_of, string
+
+    if (not prompts) == (file is None):
+        raise DriftlensError(
+            "--prompt or --text, one of them",
+            found="none" if file is None else "both",
+            remedy="Give a prompt with --prompt, or a file of them with --text.",
+        )
+    if file is None:
+        return list(prompts or ())
+    raw = contents(file)
+    form = form_of(file, raw)
+    if form == "plain":
+        found = [line.strip() for line in decoded(file, raw).split("\n") if line.strip()]
+    else:
+        rows = rows_of(file, raw, form)
+        found = [string(at, row, "prompt" if "prompt" in row else "text") for at, row in rows]
+    if not found:
+        raise DriftlensError(f"prompts in {file}", found="none", remedy="Write one to a line.")
+    return found
+
+
+def _try(out: Path, overwrite: bool) -> None:
+    """Before anything is loaded: whether directions can be written there."""
+    from driftlens.results.store import staged
+    from driftlens.steer import CARD, TENSORS
+
+    class Undone(Exception):
+        pass
+
+    with suppress(Undone), staged(out, {CARD, TENSORS}, overwrite=overwrite):
+        raise Undone
