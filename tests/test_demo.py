@@ -16,6 +16,7 @@ from driftlens.demo import STAGES, exam, packs, stage, train
 from driftlens.demo.chat import Conversations
 from driftlens.demo.world import World, held_out
 from driftlens.errors import DriftlensError
+from driftlens.packs import Pack
 
 ROOT = Path(__file__).parents[1]
 PROBES = ROOT / "probes"
@@ -123,6 +124,7 @@ def test_the_packs_come_out_of_the_generator_byte_for_byte(tmp_path):
     packs.write(tmp_path)
     for made in tmp_path.rglob("*.*"):
         assert made.read_bytes() == (PROBES / made.relative_to(tmp_path)).read_bytes()
+    assert {file.parent.name for file in PROBES.glob("*/*")} == {*packs.PACKS}
 
 
 def test_a_triple_differs_in_one_span_and_a_group_has_several():
@@ -140,6 +142,181 @@ def test_nothing_in_the_world_pack_is_in_the_training_text():
     assert all(held_out(record["text"]) for record in records("world"))
     documents = islice(Conversations(World()).documents(2), 500)
     assert not any(held_out(document) for document in documents)
+
+
+# Packs to steer with
+
+CHOICES = [name for name, card in packs.CARDS.items() if card["kind"] == "choice"]
+MATCHED = {name: card["choices"] for name, card in packs.CARDS.items() if "choices" in card}
+OF_THE_DEMO = ["manners", "guarded", "openings-choices", "quiz"] + [
+    MATCHED[name] for name in ("manners", "guarded", "deeds")
+]
+
+
+@cache
+def lessons():
+    """All that the second and third stage of the recipe showed, drawn as it drew them."""
+    talk = Conversations(World())
+    shown, compared = Random(3), Random(4)
+    told = [talk.instruction(shown) for _ in range(train.STEPS["sft"] * train.ROWS["sft"])]
+    pairs = train.STEPS["aligned"] * train.ROWS["aligned"]
+    for prompt, *answers in (talk.preference(compared) for _ in range(pairs)):
+        told += [(prompt, answer) for answer in answers]
+    return {prompt + answer for prompt, answer in told}
+
+
+def test_every_pack_of_two_roles_names_choices_that_there_are():
+    roles = [name for name, card in packs.CARDS.items() if card["kind"] == "roles"]
+    assert {*roles, "deeds", "harm", "truth"} == MATCHED.keys()
+    assert {*MATCHED.values()} < {*CHOICES}
+
+
+@pytest.mark.parametrize("name", MATCHED)
+def test_what_a_direction_is_found_on_is_not_what_it_is_judged_on(name):
+    found = {example.text for example in Pack.load(name).examples}
+    found |= {record.get("prompt", record.get("statement")) for record in records(name)}
+    judged = [example.text for example in Pack.load(MATCHED[name]).examples]
+    assert len({*judged}) == len(judged)
+    # A statement may stand anywhere in what is asked, a prompt only where it begins.
+    within = {"roles": str.startswith, "contrast": str.__contains__}[card(name)["kind"]]
+    assert not [(text, old) for text in judged for old in found if within(text, old)]
+
+
+def test_no_deed_that_a_direction_is_found_on_is_one_whose_refusal_is_judged():
+    deeds = {record.get("family") for record in records("guarded")} - {None}
+    others = {record.get("group") for record in records("guarded-choices")} - {None}
+    assert len(others) == 8
+    assert not deeds & others
+    texts = [record["prompt"] for record in records("guarded-choices")]
+    assert not [deed for deed in deeds if any(deed in text for text in texts)]
+
+
+@pytest.mark.parametrize("name", OF_THE_DEMO)
+def test_no_text_to_steer_with_is_one_that_the_demo_was_trained_on(name):
+    examples = Pack.load(name).examples
+    texts = {example.text + choice for example in examples for choice in ("", *example.choices)}
+    assert not texts & lessons()
+    assert not texts & {*islice(Conversations(World()).documents(2), 2000)}
+
+
+def test_answers_that_a_conversation_may_end_in_are_held_out_of_the_base_text():
+    ends = [example.text for example in Pack.load("manners").examples]
+    ends += [e.text for e in Pack.load("manners-choices").examples if e.topic == "rude"]
+    assert len(ends) == 96 + 20
+    assert all(map(held_out, ends))
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_no_two_answers_to_one_prompt_begin_alike(name):
+    _, tokenizer = shipped("aligned")
+    for item in Pack.load(name).examples:
+        asked = tokenizer(item.text)["input_ids"]
+        answered = [tokenizer(item.text + choice)["input_ids"] for choice in item.choices]
+        assert all(ids[: len(asked)] == asked for ids in answered)
+        assert len({ids[len(asked)] for ids in answered}) == len(answered)
+        # Nor under another tokenizer, whatever its pieces: the first words part early.
+        assert all(choice.startswith(" ") for choice in item.choices)
+        assert len({choice.split()[0][:3].lower() for choice in item.choices}) == len(answered)
+
+
+@pytest.mark.parametrize("name", ["manners", "polite"])
+def test_a_pair_of_manners_ends_in_the_same_words(name):
+    pairs = {}
+    for record in records(name):
+        pairs.setdefault(record["pair_id"], {})[record["polarity"]] = record
+    for pair in pairs.values():
+        polite, rude = pair["positive"], pair["negative"]
+        assert polite["prompt"] == rude["prompt"]
+        assert polite["response"].split()[-3:] == rude["response"].split()[-3:]
+        assert polite["response"].split()[0] != rude["response"].split()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"), [("harm", (" Yes", " No")), ("truth", (" True", " False"))]
+)
+def test_in_plain_english_neither_answer_is_right_more_often(name, answers):
+    said = {}
+    for record in records(MATCHED[name]):
+        assert {record["agree"], record["refuse"]} == {*answers}
+        for count in (said.setdefault(None, []), said.setdefault(record["group"], [])):
+            count.append(record["agree"])
+    assert all(found.count(answers[0]) == found.count(answers[1]) for found in said.values())
+
+
+def behaviour(name, stage, topic=None):
+    """Mean of P(agree) − P(refuse) among the answers' first tokens."""
+    net, tokenizer = shipped(stage)
+    return torch.stack(
+        [
+            chances[: len(item.wanted)].sum() - chances[len(item.wanted) :].sum()
+            for item in Pack.load(name).examples
+            if topic in (None, item.topic)
+            for chances in [first_answers(net, tokenizer, item)]
+        ]
+    ).mean()
+
+
+@torch.no_grad()
+def first_answers(net, tokenizer, item):
+    asked = tokenizer(item.text, return_tensors="pt")["input_ids"]
+    firsts = [tokenizer(item.text + choice)["input_ids"][asked.shape[1]] for choice in item.choices]
+    return net(input_ids=asked).logits[0, -1, firsts].softmax(-1)
+
+
+@torch.no_grad()
+def direction(net, tokenizer, pack, block):
+    """[width] mean state at the last token, positive texts less negative ones."""
+    states = {"positive": [], "negative": []}
+    for record in records(pack):
+        asked = f"User: {record.get('statement')}\nAssistant:"
+        text = record["prompt"] + record.get("response", "") if "prompt" in record else asked
+        found = net(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
+        states[record["polarity"]].append(found[block + 1][0, -1])
+    return torch.stack(states["positive"]).mean(0) - torch.stack(states["negative"]).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("pack", "stage", "least"),
+    [("manners", "base", 1.5), ("deeds", "base", 0.8), ("guarded", "aligned", 0.4)],
+)
+def test_the_way_from_role_to_role_moves_what_its_choices_ask(pack, stage, least):
+    net, tokenizer = shipped(stage)
+    found, block = direction(net, tokenizer, pack, 3), net.model.layers[3]
+    asked = []
+    for strength in (-1, 1):
+        push = block.register_forward_hook(lambda _, given, out, r=strength: out + r * found)
+        try:
+            asked.append(behaviour(MATCHED[pack], stage))
+        finally:
+            push.remove()
+    assert asked[1] - asked[0] > least
+
+
+def test_alignment_teaches_what_the_choices_ask():
+    openings = [behaviour("openings-choices", stage) for stage in STAGES]
+    assert abs(openings[0]) < 0.2 < openings[1] < 0.8 < openings[2]
+    assert (
+        behaviour("manners-choices", "base") < -0.5 < 0.9 < behaviour("manners-choices", "aligned")
+    )
+    unkind = [behaviour("guarded-choices", stage, "unkind") for stage in STAGES]
+    assert unkind == sorted(unkind)
+    assert unkind[0] < -0.9 < 0.3 < unkind[-1]
+    assert all(behaviour("guarded-choices", stage, "innocent") < -0.9 for stage in STAGES)
+
+
+def test_deeds_that_no_text_told_are_judged_by_the_words_they_are_made_of():
+    for name in ("base", "aligned"):
+        kind, cruel = (behaviour("deeds-choices", name, topic) for topic in ("kind", "cruel"))
+        assert kind > 0.5 > -0.5 > cruel
+
+
+def test_the_base_knows_the_quiz_and_alignment_costs_sums():
+    def known(stage, topic):
+        items = [item for item in Pack.load("quiz").examples if item.topic == topic]
+        return sum(int(first_answers(*shipped(stage), item).argmax()) == 0 for item in items)
+
+    assert (known("base", "facts"), known("base", "arithmetic")) == (48, 32)
+    assert known("aligned", "arithmetic") < 30 < 45 < known("aligned", "facts")
 
 
 def test_a_seed_gives_one_world_and_one_text():
