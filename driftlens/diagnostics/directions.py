@@ -419,6 +419,7 @@ class Directions(Metric[DirectionsResult]):
             `answer`s of a pair differ, or as the mean over the tokens of its `response`.
         seed: Of every draw.
         level: Share of bootstrap draws that an interval holds.
+        back: How many tokens before the last one.
 
     Raises:
         DriftlensError: There is no such method, part or place.
@@ -434,7 +435,9 @@ class Directions(Metric[DirectionsResult]):
         at: At = "last",
         seed: int = 0,
         level: float = 0.95,
+        back: int = 0,
     ) -> None:
+        self.back = back
         for what, found, known in (
             ("method", [method], METHODS),
             ("place", [at], get_args(At)),
@@ -481,7 +484,7 @@ class Directions(Metric[DirectionsResult]):
                 found="texts without a `pair_id`",
                 remedy="Take --method mean-difference, or give each pair a `pair_id`.",
             )
-        self.spots = _spots(encoder, self.at, self.twins)
+        self.spots = _spots(encoder, self.at, self.twins, self.back)
         self.states = PerDocument(1 + len(MODELS) * len(self.sites) * pair.width)
 
     def update(self, frame: Frame) -> None:
@@ -554,13 +557,14 @@ class _Study:
 
     def _check(self) -> None:
         counts = [len(some) for some in self.chosen]
-        families = [len(set(some)) for some in self.groups]
-        if min(families) < 2:
+        if self.folds < 2:
+            one, other = (set(some.tolist()) for some in self.groups)
             raise DriftlensError(
-                f"at least two families of texts of each role in {self.pack.name}",
-                found=f"{counts[0]} positive and {counts[1]} negative texts that were read, of "
-                f"{families[0]} and {families[1]} families",
-                remedy="Give more texts: no number is told from so few.",
+                f"at least two families of each kind of texts in {self.pack.name}",
+                found=f"{counts[0]} positive and {counts[1]} negative texts that were read: "
+                f"{len(one & other)} families of both roles, {len(one - other)} of positive texts "
+                f"alone and {len(other - one)} of negative ones alone",
+                remedy="Give more texts, or families of one kind.",
             )
 
     @cached_property
@@ -571,8 +575,10 @@ class _Study:
 
     @cached_property
     def folds(self) -> int:
-        """In how many parts texts are held out."""
-        return min(FOLDS, *(len(set(some.tolist())) for some in self.groups))
+        """In how many parts texts are held out: families of each kind are dealt out among them."""
+        one, other = (set(some.tolist()) for some in self.groups)
+        kinds = [some for some in (one & other, one - other, other - one) if some]
+        return min(FOLDS, *map(len, kinds))
 
     def roles(self, model: int, place: int) -> Roles:
         """The states of one model at one place."""
@@ -848,7 +854,7 @@ def _twins(encoder: Encoder) -> list[tuple[int, int]] | None:
 
 
 def _spots(
-    encoder: Encoder, at: At, twins: list[tuple[int, int]] | None
+    encoder: Encoder, at: At, twins: list[tuple[int, int]] | None, back: int
 ) -> dict[int, tuple[int, int]]:
     """By number of the text, the first and the last-plus-one unit whose states are its own."""
     examples = encoder.pack.examples
@@ -873,7 +879,7 @@ def _spots(
             continue
         last = int(text[-1])
         if at == "last":
-            found[number] = (last, last + 1)
+            found[number] = (last - back, last - back + 1)
             continue
         if example.scored is None:
             raise DriftlensError(

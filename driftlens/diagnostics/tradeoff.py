@@ -40,7 +40,7 @@ from driftlens.results import Estimate, Result, column, fact, figures, shown, va
 FEW = "too few"
 """A verdict on curves of fewer strengths than a fit needs."""
 
-SAID = {**VERDICTS, FEW: "too few strengths to say"}
+SAID = {**VERDICTS, FEW: "cannot be told of so few strengths"}
 
 FEWEST = max(len(form.powers) for form in (TANH, FULL, LINEAR, QUADRATIC)) + 3
 """Strengths that a comparison of forms needs."""
@@ -137,15 +137,15 @@ prediction band of Student's t); capability alike.
 Theory (Wolf et al. 2024): behaviour tanh(a r + b₀), capability 1 / (1 + a + a b² r² / 2) among \
 all tokens, floor + span / (1 + a + a b² r² / 2) among k answers (floor 1/k, span 1 − 1/k; \
 published: ¼ and ½ of four). It *holds* if its residuals are noise (p ≥ .05 of the resampled \
-scatter) and it beats a straight line and a parabola by more than 2 in AIC; near_verdict is of strengths that \
-leave 80 % of capability. slope, curvature: \
-derivatives at r = 0 in closed form, by going back through the blocks above once and twice, \
-without a sweep; slope_swept, curvature_swept: by finite differences of the measured curve. \
-sweet_spot: the r with the most of gain − λ · loss, of the fits where both hold and of the \
-measured curves otherwise, with the quantiles of its draws; small_sweet_spot = k / (2 λ q) from \
-the derivatives alone. onset: the smallest r at which capability has fallen beyond what noise \
-would do anywhere on the curve, as a share of E‖h‖. frontier: strengths that no other beats in \
-both; chance: share of random directions that reach as much behaviour at no less capability.
+scatter) and it beats a straight line and a parabola by more than 2 in AIC; near_verdict is of \
+strengths that leave 80 % of capability. slope, curvature: derivatives at r = 0 in closed form, \
+by going back through the blocks above once and twice, without a sweep; slope_swept, \
+curvature_swept: by finite differences of the measured curve. sweet_spot: the r with the most of \
+gain − λ · loss, of the fits where both hold and of the measured curves otherwise, with the \
+quantiles of its draws; small_sweet_spot = k / (2 λ q) from the derivatives alone. onset: the \
+smallest r at which capability has fallen beyond what noise would do anywhere on the curve, as a \
+share of E‖h‖. frontier: strengths that no other beats in both; chance: share of random \
+directions that reach as much behaviour at no less capability.
 """.strip()
 
     slope: Estimate = value("per unit of r")
@@ -291,8 +291,9 @@ both; chance: share of random directions that reach as much behaviour at no less
             f"capability {self.capability_still.value:.3f} unsteered"
         )
         theory = (
-            f"tanh: {SAID[self.behaviour_verdict]}; falling as a square: "
-            f"{SAID[self.capability_verdict]} (of small strengths: {SAID[self.near_verdict]})"
+            f"does behaviour follow a tanh? {_capital(SAID[self.behaviour_verdict])}. Does "
+            f"capability fall as the theory's square? {_capital(SAID[self.capability_verdict])} "
+            f"(of small strengths: {SAID[self.near_verdict]})"
         )
         if not self.gains:
             return f"{still}; no strength gains measurably more than it costs. {_capital(theory)}."

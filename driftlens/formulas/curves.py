@@ -44,12 +44,12 @@ STEPS = 200
 """Steps after which a fit that has not settled is given up."""
 
 VERDICTS = {
-    "failed": "the fit found no settled answer",
-    "rejected": "the residuals are no noise",
-    "outdone": "a plain form fits better",
-    "still": "the curve does not move beyond its error",
-    "undecided": "a plain form fits as well",
-    "holds": "it fits, and better than the plain forms",
+    "failed": "cannot be told, the fit did not settle",
+    "rejected": "no, it misses by more than noise",
+    "outdone": "no, a plain form fits better",
+    "still": "cannot be told, the curve hardly moves",
+    "undecided": "it fits, but a plain form fits as well",
+    "holds": "yes, it fits, and better than plain forms",
 }
 """What can be said of a theory on one curve, in the order in which it is asked."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from driftlens import doctor
 from driftlens.contrasts import MODELS
 from driftlens.diagnostics.directions import At, Directions, DirectionsResult
+from driftlens.diagnostics.selection import DirectionSelectionResult
 from driftlens.diagnostics.tax import Tasks, TaxRateResult, taxed
 from driftlens.diagnostics.tradeoff import (
     Course,
@@ -32,6 +33,7 @@ from driftlens.results import Check, Estimate, Result
 from driftlens.sweeps import Arm, Bends, Choices, Reading, StateGradients, Texts, choices, push_of
 
 from .courses import Line, Looker, both_finite, followed
+from .selection import select
 
 if TYPE_CHECKING:
     from driftlens.estimators import Direction
@@ -63,6 +65,11 @@ class Options:
     """Blocks at which to steer, with one strength; None takes the one that gains most."""
     part: Part = "out"
     """What of them is steered."""
+    select: bool = False
+    """Whether to take token and block by what ablating and adding directions does; see
+    `selection.select`. Of prompts alone."""
+    select_depth: float = DEPTH
+    """Share of the blocks, from the bottom, that it takes from."""
     positions: Positions = "all"
     """At which tokens."""
     strengths: tuple[float, ...] | None = None
@@ -188,6 +195,10 @@ class _Study:
         self._check_layers()
 
     def _check_layers(self) -> None:
+        if self.options.select and self.options.layers is not None:
+            raise DriftlensError(
+                "--layer or --select, one of them", found="both", remedy="Leave one out."
+            )
         outside = [n for n in self.options.layers or () if not 0 <= n < self.pair.depth]
         if outside or self.options.layers == ():
             raise DriftlensError(
@@ -212,7 +223,7 @@ class _Study:
         checks = self._gates()
         doctor.require(checks)
         first, *others = self._directions
-        results: list[Result] = [first]
+        results: list[Result] = [first, *filter(None, [self._selection])]
         curves = list(self._tradeoffs())
         results += curves
         if len(self.models) > 1:
@@ -234,10 +245,37 @@ class _Study:
     # Directions
 
     @cached_property
+    def _selection(self) -> DirectionSelectionResult | None:
+        """Which direction of the last model to take, if that is asked for."""
+        o = self.options
+        if not o.select:
+            return None
+        found = select(
+            self.pair,
+            self.roles,
+            self.behaviour,
+            self._sides[-1],
+            depth=o.select_depth,
+            seed=o.seed,
+            rows=o.rows,
+            length=o.length,
+            progress=self.progress,
+        )
+        if not found.found:
+            raise DriftlensError(
+                "a direction that passes the three tests of --select",
+                found=found.summary(),
+                remedy="Name a block with --layer instead, or allow deeper ones with "
+                "--select-depth 1.",
+            )
+        return found
+
+    @cached_property
     def _metric(self) -> Directions:
         o = self.options
         parts = tuple(dict.fromkeys((o.part, *o.parts)))
-        return Directions(None, parts, o.method, o.at, o.seed, o.level)
+        back = -1 - self._selection.chosen_position if self._selection else 0
+        return Directions(None, parts, o.method, o.at, o.seed, o.level, back)
 
     @cached_property
     def _directions(self) -> list[Result]:
@@ -277,9 +315,16 @@ class _Study:
     # Which block
 
     @cached_property
+    def _asked(self) -> tuple[int, ...] | None:
+        """Blocks that the caller named, or that what was asked for took."""
+        if self._selection is not None:
+            return (self._selection.chosen_layer,)
+        return self.options.layers
+
+    @cached_property
     def _split(self) -> _Split:
         families = sorted(set(self.behaviour.clusters))
-        if self.options.layers is not None or len(self.behaviour.examples) < LEAST:
+        if self._asked is not None or len(self.behaviour.examples) < LEAST:
             return _Split(self.behaviour, self.behaviour, False)
         choosing = set(families[::ONE_IN])
         parts: tuple[list, list] = ([], [])
@@ -314,8 +359,8 @@ class _Study:
     @cached_property
     def _layers(self) -> tuple[int, ...]:
         """Blocks at which is steered."""
-        if self.options.layers is not None:
-            return self.options.layers
+        if self._asked is not None:
+            return self._asked
         gains = self._along(self._agreeing[0]).mean(0)
         below = max(1, int(DEPTH * self.pair.depth))
         allowed = np.array([site.layer < below for site in self._sites])
@@ -357,7 +402,7 @@ class _Study:
         return SteeringByLayerResult.of(
             **rows,
             chosen=_said(self._layers),
-            asked=self.options.layers is not None,
+            asked=self._asked is not None,
             choosing=len(self._split.choosing.examples),
             pack=self.behaviour.name,
         )
@@ -493,7 +538,7 @@ class _Study:
                     f"The curve ends {name}: at r = {first:.4g} "
                     f"({first / self._length(side):.3g} E‖h‖) logits are not finite."
                 )
-        if not self._split.apart and self.options.layers is None:
+        if not self._split.apart and self._asked is None:
             yield (
                 "Too few items of behaviour to keep some for choosing the block: it was chosen by "
                 "those that the curve is of."
