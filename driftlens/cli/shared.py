@@ -180,6 +180,11 @@ def check_division(methods: Sequence[str], by: str, level: float) -> None:
                 found=", ".join(unknown),
                 remedy="Give one of these.",
             )
+    check_level(level)
+
+
+def check_level(level: float) -> None:
+    """Before anything is loaded: whether intervals can hold such a part of the draws."""
     if not 0 < level < 1:
         raise DriftlensError(
             "--level between 0 and 1", found=f"{level:g}", remedy="Give 0.95, or leave it out."
@@ -217,12 +222,17 @@ def lora_of(text: str) -> dict[str, Any]:
     return {"r": int(rank), "targets": named}
 
 
-def protected(name: str) -> "Pack":
-    """A pack or a file whose likelihood is to be kept."""
+def pack_of(name: str) -> "Pack":
+    """A shipped pack by name, a pack's folder, or a file."""
     from driftlens.packs import Pack, names
 
     known = name in names() or Path(name).is_dir()
-    pack = Pack.load(name) if known else Pack.read(name)
+    return Pack.load(name) if known else Pack.read(name)
+
+
+def protected(name: str) -> "Pack":
+    """A pack or a file whose likelihood is to be kept."""
+    pack = pack_of(name)
     check_kinds([pack], "text", "whose likelihood is to be kept")
     return pack
 
@@ -548,6 +558,13 @@ def of_preflight() -> list[str]:
         for name in (*metrics, *others)
         for value in _values_of(get_type_hints(getattr(diagnostics, name).compute)["return"])
     ]
+
+
+def of_steering() -> list[str]:
+    """Every value that a study of steering holds, as `kind.name`."""
+    from driftlens.steer.study import KINDS
+
+    return [value for kind in KINDS for value in _values_of(kind)]
 
 
 def _values_of(result: "type[Result]") -> list[str]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,17 +15,37 @@ from driftlens.errors import DriftlensError
 
 from .probe import AdapterRevision, Base, _load, _table
 from .shared import (
+    FORMATS,
+    AlignedRevision,
     AsJson,
     Attention,
+    BatchSize,
+    Bound,
     Device,
     Dtype,
+    Format,
+    Length,
+    Limit,
     Offline,
     Quiet,
     Remote,
     Revision,
     Seed,
+    called,
+    check_level,
+    count_of,
+    formats_of,
     layers_of,
+    leave,
+    of_steering,
+    pack_of,
+    pair_of,
+    record_of,
+    slug,
+    tell,
     told,
+    told_how_far,
+    try_out,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +85,181 @@ Layers = Annotated[
     str | None, typer.Option("--layer", "--layers", help="A block or several, as 5 or 4-7 or 2,5.")
 ]
 Overwritten = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
+
+
+@steer.command()
+@told()
+def measure(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id, folder or demo:base: who is steered.")
+    ],
+    contrast: Annotated[
+        str,
+        typer.Option(
+            help="Texts of two roles: a pack of kind roles, choice or contrast, or a file."
+        ),
+    ],
+    aligned: Annotated[
+        str | None, typer.Option(help="An aligned version of MODEL, to steer and compare as well.")
+    ] = None,
+    behaviour: Annotated[
+        str | None,
+        typer.Option(
+            "--behaviour",
+            "--behavior",
+            help="Choices to measure behaviour by; those that the contrast's card names if left "
+            "out, or a half of a contrast of choices.",
+        ),
+    ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is to be kept: choices with right answers, or text; again for more."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the page.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep",
+            help="Folder of the directions, one in it for each of two models; beside the page if "
+            "left out.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="mean-difference, caa, pca, pca-shuffled, discriminant or logistic."),
+    ] = "mean-difference",
+    at: Annotated[
+        str,
+        typer.Option(
+            help="Where texts are read: last, answer, response; auto is last, or answer of caa."
+        ),
+    ] = "auto",
+    layer: Layers = None,
+    part: Annotated[str, typer.Option(help="What of the block is steered: out, attn or mlp.")] = (
+        "out"
+    ),
+    parts: Annotated[
+        str, typer.Option(help="What of blocks directions are found at, as out,attn,mlp.")
+    ] = "out",
+    select: Annotated[
+        bool,
+        typer.Option("--select", help="Choose token and block by ablating and adding, of prompts."),
+    ] = False,
+    select_depth: Annotated[
+        float, typer.Option(help="Share of the blocks, from below, that --select chooses from.")
+    ] = 0.8,
+    positions: Annotated[
+        str, typer.Option(help="At which tokens to steer: all, prompt, response or last.")
+    ] = "all",
+    strengths: Annotated[
+        str | None,
+        typer.Option(help="Strengths in the mean length of a state, as -1,0,1; else they follow."),
+    ] = None,
+    points: Annotated[
+        int, typer.Option(min=11, help="About how many strengths to look at where none are given.")
+    ] = 17,
+    controls: Annotated[
+        int, typer.Option(min=0, help="Random directions of equal length to hold against it.")
+    ] = 4,
+    weight: Annotated[
+        float, typer.Option(min=0.0, help="What a unit of capability is worth in behaviour.")
+    ] = 1.0,
+    level: Annotated[float, typer.Option(help="Part of the draws that an interval holds.")] = 0.95,
+    limit: Limit = None,
+    batch_size: BatchSize = "auto",
+    max_length: Length = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    format: Format = FORMATS,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave with 1 if this holds, as 'tradeoff.cost>0.1'."),
+    ] = None,
+    overwrite: Overwritten = False,
+    revision: Revision = None,
+    aligned_revision: AlignedRevision = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the directions between two roles of texts, and what steering along them does.
+
+    driftlens steer demo:base --aligned demo:aligned --contrast manners
+
+    driftlens steer org/model --contrast pairs.jsonl --behaviour asked.jsonl --capability mmlu.jsonl
+    """
+    started = datetime.now(UTC)
+    rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
+    formats = formats_of(format)
+    out = out or Path("reports") / f"{slug(aligned or model)}-steering"
+    keep = keep or out.with_name(f"{out.name}-directions")
+    try_out(out, overwrite)
+    for folder in [keep] if aligned is None else [keep / "base", keep / "aligned"]:
+        _try(folder, overwrite)
+    bounds = [Bound.of(text, of_steering()) for text in fail_on or []]
+    check_level(level)
+    texts = pack_of(contrast).limit(limit)
+    asked = None if behaviour is None else pack_of(behaviour).limit(limit)
+    from driftlens.report import Report
+    from driftlens.steer import Options, kept_by, study
+    from driftlens.steer.study import matched
+
+    kept = [pack_of(name) for name in capability] if capability else kept_by(texts)
+    kept = [pack.limit(limit) for pack in kept]
+    if (Path(model) / "adapter_config.json").is_file():
+        raise DriftlensError(
+            "the model that an adapter sits on as MODEL",
+            found=f"the adapter {model}",
+            remedy="Name its base as MODEL, and the adapter with --aligned.",
+        )
+    settings: dict[str, Any] = {
+        "method": method,
+        "at": ("answer" if method == "caa" else "last") if at == "auto" else at,
+        "parts": tuple(piece.strip() for piece in parts.split(",")),
+        "part": part,
+        "select": select,
+        "select_depth": select_depth,
+        "positions": positions,
+        "strengths": None if strengths is None else tuple(_numbers(strengths, "--strengths")),
+        "points": points,
+        "controls": controls,
+        "weight": weight,
+        "seed": seed,
+        "level": level,
+        "rows": rows,
+        "length": max_length,
+    }
+    Options(**settings)
+    context.params["base"], context.params["aligned"] = model, aligned or model
+    pair = pair_of(context)
+    if layer is not None:
+        settings["layers"] = tuple(sorted(layers_of(layer, pair.depth)))
+    options = Options(**settings)
+    with told_how_far(quiet) as progress:
+        found = study(pair, texts, kept, asked, options, progress=progress)
+    shown = [texts, *filter(None, [asked or matched(texts)]), *kept]
+    about = record_of(model, aligned or model, pair, shown, seed, {**vars(options)}, started)
+    about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    names = [called(pair.base.name)] + ([] if aligned is None else [called(pair.aligned.name)])
+    page = Report(
+        f"{' → '.join(names)}, steered by {texts.name}", found.results, found.checks, about
+    )
+    written = page.write(out, overwrite=overwrite, formats=formats)
+    for name, directions in found.kept(pair, texts, options).items():
+        directions.save(keep if aligned is None else keep / name, overwrite=overwrite)
+    if not quiet:
+        typer.echo(f"directions: {keep}", err=True)
+    tell(page, written, quiet, as_json)
+    leave(bounds, found.results)
 
 
 @steer.command()
@@ -316,15 +512,15 @@ def _say(
 
 
 def _strengths(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
+    return None if text is None else _numbers(text, "--strength")
+
+
+def _numbers(text: str, option: str) -> list[float]:
     try:
         return [float(piece) for piece in text.split(",")]
     except ValueError:
         raise DriftlensError(
-            "--strength as 0,2,4",
-            found=repr(text),
-            remedy="Leave it out for what the card recommends.",
+            f"{option} as 0,2,4", found=repr(text), remedy="Leave it out for what is recommended."
         ) from None
 
 

@@ -118,7 +118,6 @@ class TradeoffResult(Result):
     """Behaviour and capability over the strength of a push."""
 
     kind = "tradeoff"
-    title = "What steering gains and costs"
     over = "Which way, how far, at what cost"
     how = """
 r · v̂ is added to the stream at the named block (to the output of each of them where there are \
@@ -243,6 +242,10 @@ directions that reach as much behaviour at no less capability.
     """At which tokens."""
     behaviour_pack: str = fact()
     """The pack of choices that behaviour is measured by."""
+    capability_pack: str = fact()
+    """The pack that capability is measured by."""
+    foremost: bool = fact()
+    """Whether that is the first one named."""
     behaviour_verdict: str = fact()
     """What can be said of tanh: failed, rejected, outdone, still, undecided, holds or too few."""
     capability_verdict: str = fact()
@@ -278,6 +281,11 @@ directions that reach as much behaviour at no less capability.
     near_zero: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def title(self) -> str:  # type: ignore[override]
+        """Of which model, and in what capability."""
+        return f"What steering {self.model} gains, and costs in {self.capability_pack}"
+
+    @property
     def gains(self) -> bool:
         """Whether there is a sweet spot that its interval tells from 0."""
         spot = self.sweet_spot
@@ -306,11 +314,12 @@ directions that reach as much behaviour at no less capability.
 
     def headline(self) -> str:
         """The sweet spot, of the aligned model or the only one."""
-        if not self.gains:
+        if not (self.gains and self.foremost):
             return ""
         return (
             f"steering {self.model} by {shown(self.sweet_spot.value / self.length, 2)} E‖h‖ gains "
-            f"{self.gain.value:.2f} of behaviour for {self.cost.value:.3f} of capability"
+            f"{self.gain.value:.2f} of behaviour for {self.cost.value:.3f} of capability on "
+            f"{self.capability_pack}"
         )
 
     def figure(self):

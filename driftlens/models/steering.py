@@ -445,14 +445,19 @@ def _chosen(positions: Positions, mask: Tensor, ends: Tensor | None) -> Tensor:
     return mask & (prompt if positions == "prompt" else ~prompt)
 
 
-def _ends(positions: Positions, prompt: int | Sequence[int] | Tensor | None) -> Tensor | None:
-    """[row or 1] how many tokens prompts have, if it is said."""
+def refuse_other_positions(positions: str) -> None:
+    """Raise unless these are positions."""
     if positions not in get_args(Positions):
         raise DriftlensError(
             f"positions among {', '.join(get_args(Positions))}",
             found=repr(positions),
             remedy="Choose one of these.",
         )
+
+
+def _ends(positions: Positions, prompt: int | Sequence[int] | Tensor | None) -> Tensor | None:
+    """[row or 1] how many tokens prompts have, if it is said."""
+    refuse_other_positions(positions)
     if prompt is None:
         return None
     ends = torch.atleast_1d(torch.as_tensor(prompt))

@@ -1,4 +1,4 @@
-"""Steering: directions that outlive a run, and what a model says along them.
+"""Steering: directions, what they gain and cost, and folders in which they outlive a run.
 
 A folder holds the vectors (`directions.safetensors`) and a card that says whose they are: the
 model by a hash of its weights, the place, how they were found, and how sure each one is.
@@ -6,5 +6,18 @@ model by a hash of its weights, the place, how they were found, and how sure eac
 
 from .applied import Applied, applied
 from .kept import CARD, TENSORS, KeptDirections, Mode, Strength
+from .study import Options, Steering, kept_by, study
 
-__all__ = ["CARD", "TENSORS", "Applied", "KeptDirections", "Mode", "Strength", "applied"]
+__all__ = [
+    "CARD",
+    "TENSORS",
+    "Applied",
+    "KeptDirections",
+    "Mode",
+    "Options",
+    "Steering",
+    "Strength",
+    "applied",
+    "kept_by",
+    "study",
+]

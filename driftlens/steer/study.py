@@ -3,13 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from driftlens import doctor
 from driftlens.contrasts import MODELS
-from driftlens.diagnostics.directions import At, Directions, DirectionsResult
+from driftlens.diagnostics.directions import (
+    At,
+    DirectionMethodsResult,
+    Directions,
+    DirectionsResult,
+    DirectionTransferResult,
+)
 from driftlens.diagnostics.selection import DirectionSelectionResult
 from driftlens.diagnostics.tax import Tasks, TaxRateResult, taxed
 from driftlens.diagnostics.tradeoff import (
@@ -26,13 +33,14 @@ from driftlens.formulas.tradeoff import at_zero
 from driftlens.metric import measure
 from driftlens.models import ModelPair
 from driftlens.models.sites import Part, Site
-from driftlens.models.steering import Positions
+from driftlens.models.steering import Positions, refuse_other_positions
 from driftlens.models.sweep import Push
 from driftlens.packs import Pack, between, names
 from driftlens.results import Check, Estimate, Result
 from driftlens.sweeps import Arm, Bends, Choices, Reading, StateGradients, Texts, choices, push_of
 
-from .courses import Line, Looker, both_finite, followed
+from .courses import FIRST, Line, Looker, both_finite, followed
+from .kept import KeptDirections, Strength
 from .selection import select
 
 if TYPE_CHECKING:
@@ -47,8 +55,8 @@ LEAST = 12
 DEPTH = 0.8
 """Share of the blocks, from the bottom, that one is chosen from, as for refusal (Arditi et al.)."""
 
-USUAL = "quiz", "everyday"
-"""Shipped packs that stand for what a model can, where none is named."""
+EVERYDAY = "everyday"
+"""The shipped pack that stands for what a model can, where none is named."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,44 @@ class Options:
     length: int | None = None
     """The most tokens in a window."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked for.
+
+        Raises:
+            DriftlensError: Something is not among what there is, or not a number of its kind.
+        """
+        Directions(None, (self.part, *self.parts), self.method, self.at)
+        refuse_other_positions(self.positions)
+        strengths = self.strengths or ()
+        for name, good, wanted in (
+            ("strengths", all(map(isfinite, strengths)), "finite numbers"),
+            ("points", self.points > 2 * len(FIRST) - 2, f"a number over {2 * len(FIRST) - 2}"),
+            ("controls", self.controls >= 0, "a number from 0 on"),
+            ("weight", 0 < self.weight < inf, "a finite number above 0"),
+            ("level", 0 < self.level < 1, "a number between 0 and 1"),
+            ("select_depth", 0 < self.select_depth <= 1, "a number above 0, at most 1"),
+        ):
+            if not good:
+                raise DriftlensError(
+                    f"{name.replace('_', ' ')} to be {wanted}",
+                    found=f"{getattr(self, name)!r}",
+                    remedy="Leave it out for what is usual.",
+                )
+
 
 USUALLY = Options()
+
+KINDS: tuple[type[Result], ...] = (
+    DirectionsResult,
+    DirectionSelectionResult,
+    TradeoffResult,
+    CrossSteeringResult,
+    SteeringByLayerResult,
+    TaxRateResult,
+    DirectionTransferResult,
+    DirectionMethodsResult,
+)
+"""What a study finds."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +154,70 @@ class Steering:
         """The first curve of a model, by its name in the pair."""
         return next(r for r in self.results if isinstance(r, TradeoffResult) and r.model == model)
 
+    def kept(self, pair: ModelPair, contrast: Pack, options: Options) -> dict[str, KeptDirections]:
+        """The directions of each model, with the strength that its curve recommends.
+
+        Args:
+            pair: The models that were studied.
+            contrast: The texts that directions were found between.
+            options: How.
+        """
+        (main,) = (r for r in self.results if isinstance(r, DirectionsResult))
+        found = {}
+        for name in dict.fromkeys(model for model, _ in self.directions):
+            curve = self.tradeoff(name)
+            mine = {
+                site.layer: one
+                for (model, site), one in self.directions.items()
+                if model == name and site.part == options.part and one.norm
+            }
+            single = len(self.layers) == 1
+            spot = curve.sweet_spot
+            told = Strength(spot.value, spot.low, spot.high, curve.gain.value, curve.cost.value)
+            found[name] = KeptDirections.of(
+                getattr(pair, name),
+                mine,
+                part=options.part,
+                method=options.method,
+                at=options.at,
+                positions=options.positions,
+                pack=contrast,
+                figures=[main.at_row(name, layer, options.part) for layer in mine],
+                layer=self.layers[0] if single else None,
+                strength=told if curve.gains and single else None,
+            )
+        return found
+
 
 def matched(contrast: Pack) -> Pack | None:
-    """The shipped pack of choices that a pack's card names, if it names one."""
+    """The shipped pack of choices that a pack's card names, if it names one.
+
+    Raises:
+        DriftlensError: There is no such pack.
+    """
     name = contrast.card.get("choices")
-    if name is None:
-        return None
+    return None if name is None else _named(contrast, "choices", name, "--behaviour")
+
+
+def kept_by(contrast: Pack) -> list[Pack]:
+    """What is to be kept where nobody says: the pack that a card names, and everyday English.
+
+    Raises:
+        DriftlensError: There is no such pack.
+    """
+    name = contrast.card.get("capability")
+    first = [] if name is None else [_named(contrast, "capability", name, "--capability")]
+    return [*first, Pack.load(EVERYDAY)]
+
+
+def _named(contrast: Pack, key: str, name: object, option: str) -> Pack:
     if name not in names():
         raise DriftlensError(
-            f"`choices` of {contrast.name} to name a shipped pack",
+            f"`{key}` of {contrast.name} to name a shipped pack",
             found=repr(name),
-            remedy="Name a pack of choices with --behaviour.",
+            remedy=f"Name a pack with {option}.",
         )
-    return Pack.load(name)
+    return Pack.load(str(name))
 
 
 def study(
@@ -229,7 +324,8 @@ class _Study:
         if len(self.models) > 1:
             results.append(self._cross())
         results += [self._by_layer(), self._tax(), *others]
-        return Steering(results, checks, self._found, self._layers)
+        named = [replace(result, pack=self.roles.name) for result in results]
+        return Steering(named, checks, self._found, self._layers)
 
     def _gates(self) -> list[Check]:
         few = replace(self.behaviour_reading.pack, name=self.behaviour.name)
@@ -404,7 +500,6 @@ class _Study:
             chosen=_said(self._layers),
             asked=self._asked is not None,
             choosing=len(self._split.choosing.examples),
-            pack=self.behaviour.name,
         )
 
     @cached_property
@@ -524,10 +619,12 @@ class _Study:
             method=self.options.method,
             positions=self.options.positions,
             behaviour_pack=self.behaviour.name,
+            capability_pack=reading.pack.name,
+            foremost=place == 1,
             norm=float(np.mean(norms)),
         )
         notes = [*self._of_ends(side), *self._of_controls(len(controls))]
-        return replace(result, pack=reading.pack.name, notes=tuple(notes))
+        return replace(result, notes=tuple(notes))
 
     def _of_ends(self, side: int) -> Iterator[str]:
         beyond = both_finite(self._lines[side])[1]
@@ -592,7 +689,6 @@ class _Study:
             aligned_in_base=ratios[0],
             **rows,
             layers=_said(self._layers),
-            pack=self.behaviour.name,
         )
 
     def _interval(self, items: np.ndarray, clusters: np.ndarray):
@@ -635,8 +731,7 @@ class _Study:
             if len(self._layers) > 1
             else ()
         )
-        packs = ", ".join(reading.pack.name for reading in self.capabilities)
-        return replace(result, pack=packs, notes=several)
+        return replace(result, notes=several)
 
     def _numbers(self, place: int) -> list[int]:
         """Documents of a capability that were read."""
@@ -714,6 +809,3 @@ def _said(layers: Sequence[int]) -> str:
     if whole:
         return str(low) if low == high else f"{low}-{high}"
     return ",".join(map(str, sorted(layers)))
-
-
-__all__ = ["DirectionsResult", "Options", "Steering", "matched", "study"]
