@@ -157,7 +157,7 @@ def _continued(model: HookedModel, read: Sequence[list[int]], way: _Way, said: s
     how |= (
         {"do_sample": False}
         if way.temperature is None
-        else {"do_sample": True, "temperature": way.temperature, "top_k": 0, "top_p": 1.0}
+        else {"do_sample": True, "temperature": float(way.temperature), "top_k": 0, "top_p": 1.0}
     )
     texts: list[str] = []
     with ExitStack() as inside:
