@@ -526,6 +526,19 @@ def test_prompts_in_a_padded_batch_are_gone_on_with_as_each_alone(rows):
     ]
 
 
+@pytest.mark.parametrize("family", nets.some(nets.CAUSAL))
+@pytest.mark.parametrize("positions", ["all", "prompt"])
+def test_every_family_says_in_a_batch_what_it_says_alone_inside_a_steered_net(family, positions):
+    of = nets.model(family)
+    mine = kept(of, positions=positions)
+    texts = applied(of, mine, PROMPTS, [25.0], max_new_tokens=4)
+    with mine.steering(of.net, 25.0):
+        alone = [(said(plain(of.net, text, 4)),) for text in PROMPTS]
+    assert [one.steered for one in texts] == alone
+    assert [one.unsteered for one in texts] == [said(plain(of.net, t, 4)) for t in PROMPTS]
+    assert [one.steered[0] for one in texts] != [one.unsteered for one in texts]
+
+
 @pytest.mark.parametrize("positions", ["prompt", "response", "last"])
 def test_positions_are_those_of_each_prompt(positions):
     net, mine = model().net, kept(positions=positions)
