@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diagnostics import (
         CapabilityConflict,
+        Directions,
         Drift,
         Entanglement,
         EntanglementByLayer,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "diagnostics": (
         "CapabilityConflict",
+        "Directions",
         "Drift",
         "Entanglement",
         "EntanglementByLayer",
@@ -88,6 +90,7 @@ _HOMES = {
 
 __all__ = [
     "CapabilityConflict",
+    "Directions",
     "Drift",
     "DriftlensError",
     "Entanglement",

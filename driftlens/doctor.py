@@ -123,7 +123,7 @@ def noise_floor(model: Model, encoder: Encoder, metrics: Sequence[Metric]) -> Fl
 def _few(encoder: Encoder) -> Pack:
     """The beginnings of a pack's first documents that have something to score, groups whole."""
     pack = encoder.pack
-    if pack.kind == "contrast":
+    if pack.kind in ("contrast", "roles"):
         # Whole, for what is read stands at their ends; and as many pairs as say anything.
         return pack.limit(4 * SAMPLE)
     read = {window.example for window in encoder.plan}
@@ -448,6 +448,24 @@ Gate = Callable[[Patient], Check]
 
 ALONE: Sequence[Gate] = (_dtypes, _logits, _begin, _padding, _batching)
 """The gates that one model passes by itself."""
+
+STEERED: Sequence[Gate] = (*ALONE, _residual)
+"""Those of one model that is to be steered."""
+
+STEERED_PAIR: Sequence[Gate] = (
+    _differ,
+    _shapes,
+    _dtypes,
+    _logits,
+    _tokens,
+    _vocabulary,
+    _begin,
+    _template,
+    _padding,
+    _batching,
+    _residual,
+)
+"""Those of a pair."""
 
 GATES: Sequence[Gate] = (
     _differ,

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import attribution
+from . import attribution, steer
 from .diagnostics import (
+    Directions,
     Drift,
     Factorial,
     Forgetting,
@@ -23,7 +24,7 @@ from .doctor import Floors, divisible, noise_floor, resumable
 from .metric import Metric, measure
 from .models import ModelPair
 from .models.tokens import Encoder
-from .packs import Pack, refuse_preferences
+from .packs import Pack, refuse_others
 from .partial import Partial
 from .results import Check, Result
 
@@ -58,8 +59,12 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
     ),
     "stereotype": lambda o: (SelectiveForgetting(o.seed),),
     "contrast": lambda o: (Polarity(o.layers, o.seed, published=o.published_polarity),),
+    "roles": lambda o: (Directions(o.layers, seed=o.seed),),
 }
 """The metrics that are taken of each kind of pack, in the order in which they are read."""
+
+KEPT = 80
+"""Examples of each pack that is to be kept, at most, where a report steers."""
 
 
 def examine(
@@ -84,7 +89,7 @@ def examine(
     Raises:
         DriftlensError: A pack holds preferences, which are no text to compare two models on.
     """
-    refuse_preferences(packs)
+    refuse_others(packs)
     for number, pack in enumerate(packs):
         results = partial.results(number) if partial else None
         if results is None:
@@ -103,7 +108,7 @@ def applicable(
     Raises:
         DriftlensError: The pack holds preferences, which are no text to compare two models on.
     """
-    refuse_preferences([encoder.pack])
+    refuse_others([encoder.pack])
     resumed = pair.base.causal and resumable(checks)
     return [
         metric
@@ -135,8 +140,11 @@ def _examine(
         progress=progress and (lambda done, of: progress(pack.name, done, of)),
     )
     found = [*_with_floors(results, floors)]
-    if pack.kind == "text" and pair.base.causal and encoder.same and divisible(checks):
+    plain = pair.base.causal and encoder.same
+    if pack.kind == "text" and plain and divisible(checks):
         found += _attributed(pair, pack, options, floors, progress)
+    if pack.kind == "roles" and plain and resumable(checks):
+        return _steered(pair, pack, options, checks, progress)
     return [*found, floors.result(pack, results)]
 
 
@@ -154,6 +162,16 @@ def _attributed(
     for result in results:
         yield replace(result, notes=(*filter(None, [said]), *result.notes))
     yield measure(pair, part, [WeightChange()], rows=1)[0]
+
+
+def _steered(
+    pair: ModelPair, pack: Pack, options: Options, checks: Sequence[Check], progress: Any
+) -> list[Result]:
+    """What steering both models between the pack's roles gains and costs."""
+    kept = [one.limit(KEPT) for one in steer.kept_by(pack)]
+    asked = steer.Options(seed=options.seed, rows=options.rows, length=options.length)
+    found = steer.study(pair, pack, kept, options=asked, checks=checks, progress=progress)
+    return [*found.results]
 
 
 def _with_floors(results: Sequence[Result], floors: Floors) -> Iterator[Result]:

@@ -18,7 +18,7 @@ from driftlens.packs import (
     Pack,
     checked,
     names,
-    refuse_preferences,
+    refuse_others,
     table,
 )
 from driftlens.packs.choice import CAA
@@ -298,9 +298,9 @@ def test_what_is_preferred_is_part_of_the_hash(tmp_path):
 
 
 def test_preferences_are_refused_where_two_models_are_compared(tmp_path):
-    refuse_preferences([Pack("mine", "text", [Example("x")])])
+    refuse_others([Pack("mine", "text", [Example("x")])])
     with pytest.raises(DriftlensError, match=r"found preferences in mine.*`driftlens check`"):
-        refuse_preferences([preferences(tmp_path / "mine", *PAIR)])
+        refuse_others([preferences(tmp_path / "mine", *PAIR)])
 
 
 def test_a_table_is_its_rows_after_their_places(tmp_path):

@@ -118,7 +118,7 @@ def packs_of(
     text: Sequence[str] | None, names: Sequence[str] | None, limit: int | None
 ) -> list["Pack"]:
     """What is to be shown: the files and packs that are named, or the usual packs."""
-    from driftlens.packs import STANDARD, Pack, refuse_preferences, shipped
+    from driftlens.packs import STANDARD, Pack, refuse_others, shipped
 
     # Files of one name in different folders are told apart by their folders.
     stems = [Path(file).name for file in text or ()]
@@ -137,7 +137,7 @@ def packs_of(
             found=f"{', '.join(sorted(twice))} more than once",
             remedy="Rename a file or leave one out.",
         )
-    refuse_preferences(found)
+    refuse_others(found)
     return found
 
 
@@ -592,7 +592,7 @@ def values_by_pack() -> dict[str, list[str]]:
         found[pack] = [
             value for result in [*results, doctor.NoiseFloorResult] for value in _values_of(result)
         ]
-    return found
+    return found | {"roles": of_steering()}
 
 
 def called(name: str) -> str:

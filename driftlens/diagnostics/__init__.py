@@ -1,6 +1,12 @@
 """The instruments, one file each. They do not know each other."""
 
 from .conflict import CapabilityConflict, CapabilityConflictResult
+from .directions import (
+    DirectionMethodsResult,
+    Directions,
+    DirectionsResult,
+    DirectionTransferResult,
+)
 from .drift import Drift, DriftResult
 from .entanglement import (
     Entanglement,
@@ -31,16 +37,25 @@ from .polarity import (
 from .restoration import Restoration, RestorationResult
 from .retention import Retention, RetentionResult
 from .screen import Screen, ScreenResult
+from .selection import DirectionSelectionResult
 from .selective import SelectiveForgetting, SelectiveForgettingResult
 from .shapley import Interactions, InteractionsResult, Shapley, ShapleyResult
+from .tax import TaxRateResult
 from .token_map import TokenMap, TokenMapResult
 from .tokens import TokenForgetting, TokenForgettingResult, TokenKinds, TokenKindsResult
+from .tradeoff import CrossSteeringResult, SteeringByLayerResult, TradeoffResult
 from .weight_path import PositionMap, PositionMapResult, WeightPath, WeightPathResult
 from .weights import WeightChange, WeightChangeResult
 
 __all__ = [
     "CapabilityConflict",
     "CapabilityConflictResult",
+    "CrossSteeringResult",
+    "DirectionMethodsResult",
+    "DirectionSelectionResult",
+    "DirectionTransferResult",
+    "Directions",
+    "DirectionsResult",
     "Drift",
     "DriftResult",
     "Entanglement",
@@ -86,6 +101,8 @@ __all__ = [
     "SelectiveForgettingResult",
     "Shapley",
     "ShapleyResult",
+    "SteeringByLayerResult",
+    "TaxRateResult",
     "TokenForgetting",
     "TokenForgettingResult",
     "TokenKinds",
@@ -94,6 +111,7 @@ __all__ = [
     "TokenLayersResult",
     "TokenMap",
     "TokenMapResult",
+    "TradeoffResult",
     "WeightChange",
     "WeightChangeResult",
     "WeightPath",

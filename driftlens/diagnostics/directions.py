@@ -1,9 +1,10 @@
 """Which way, and how far, two roles of texts lie apart, at every layer of both models."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from driftlens.results import Estimate, Result, column, fact, figures, value
 
 if TYPE_CHECKING:
     from driftlens.estimators import Direction
+
+R = TypeVar("R", bound=Result)
 
 At = Literal["last", "answer", "response"]
 """Where the state of a text is read."""
@@ -50,6 +53,9 @@ FOLDS = 5
 
 SPAN = 3
 """Dimensions of the subspaces between which angles are taken, at most."""
+
+NOTHING = "The texts that were read tell of no direction."
+"""What is said where too few were read, or all of them are alike."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,8 @@ found; noise shortens the cosine, see *Directions of both models*.
 
     def summary(self) -> str:
         """Length and sureness at the peak, and what alignment did to it."""
+        if self.peak < 0:
+            return NOTHING
         part = "out" if "out" in self.part.tolist() else self.part[0]
         row = self.at_row("base", self.peak, part)
         said = (
@@ -167,6 +175,8 @@ found; noise shortens the cosine, see *Directions of both models*.
 
     def figure(self):
         """Relative norms, sureness, held-out accuracy and the angle, by layer."""
+        if self.peak < 0:
+            return None
         part = "out" if "out" in self.part.tolist() else self.part[0]
         mine = {model: (self.model == model) & (self.part == part) for model in MODELS}
         mine = {model: rows for model, rows in mine.items() if rows.any()}
@@ -182,8 +192,8 @@ found; noise shortens the cosine, see *Directions of both models*.
             numbers = getattr(self, name)
             lines = {model: numbers[rows] for model, rows in mine.items()}
             if name == "relative_norm":
-                base = mine["base"]
-                lines["roles exchanged, base"] = (self.null_norm / self.mean_length)[base]
+                length = np.where(self.mean_length > 0, self.mean_length, np.nan)
+                lines["roles exchanged, base"] = (self.null_norm / length)[mine["base"]]
             figures.curves(layers, lines, xlabel="block", ylabel=ylabel, on=panel)
         if both:
             figures.curves(
@@ -278,6 +288,8 @@ positive role; drift_p of so large a squared cosine of a random direction (Beta(
 
     def summary(self) -> str:
         """Angle, transfer and drift at the peak."""
+        if self.peak < 0:
+            return NOTHING
         (row,) = np.flatnonzero((self.layer == self.peak) & (self.part == _main(self.part)))
         drift = (
             f"; the models drifted along it by {self.drift_share[row]:.1%} of the squared drift "
@@ -293,6 +305,8 @@ positive role; drift_p of so large a squared cosine of a random direction (Beta(
 
     def figure(self):
         """Cosines with their intervals, transfer, and the drift along the direction."""
+        if self.peak < 0:
+            return None
         mine = self.part == _main(self.part)
         layers = self.layer[mine]
         figure, panels = figures.panels(3)
@@ -360,6 +374,8 @@ length means nothing (1 of a component, an inverse unit of a discriminant) is th
 
     def summary(self) -> str:
         """How far they agree at the peak."""
+        if self.peak < 0:
+            return NOTHING
         mine = (self.layer == self.peak) & (self.model == "base") & (self.part == _main(self.part))
         said = [
             f"{method} {cosine:.2f} ({accuracy:.0%})"
@@ -375,6 +391,8 @@ length means nothing (1 of a component, an inverse unit of a discriminant) is th
 
     def figure(self):
         """Cosine and accuracy by layer of base."""
+        if self.peak < 0:
+            return None
         mine = (self.model == "base") & (self.part == _main(self.part))
         figure, panels = figures.panels(2)
         names = list(dict.fromkeys(self.method[mine].tolist()))
@@ -415,8 +433,9 @@ class Directions(Metric[DirectionsResult]):
         layers: Blocks to look at; None is all.
         parts: What of them: attn, mlp, out.
         method: One of `METHODS`.
-        at: Where the state of a text is read: at its `last` token, at the one token in which the
-            `answer`s of a pair differ, or as the mean over the tokens of its `response`.
+        at: Where the state of a text is read: at its `last` token (of masked models at the first
+            one, which the whole text is read into), at the one token in which the `answer`s of a
+            pair differ, or as the mean over the tokens of its `response`.
         seed: Of every draw.
         level: Share of bootstrap draws that an interval holds.
         back: How many tokens before the last one.
@@ -463,7 +482,8 @@ class Directions(Metric[DirectionsResult]):
 
         Raises:
             DriftlensError: Texts form no pairs where the method needs them, have no response where
-                it is to be read, or do not differ in one token where that is.
+                it is to be read, or do not differ in one token where that is; or they are too few
+                to hold any out.
         """
         super().begin(pair, encoder)
         layers = range(pair.depth) if self.asked is None else sorted(self.asked)
@@ -477,6 +497,7 @@ class Directions(Metric[DirectionsResult]):
                 found="none",
                 remedy="Choose other layers or parts.",
             )
+        _check_families(encoder)
         self.twins = _twins(encoder)
         if self.method in PAIRED and self.twins is None:
             raise DriftlensError(
@@ -509,8 +530,14 @@ class Directions(Metric[DirectionsResult]):
         return [*found, study.methods()]
 
     def found(self) -> dict[tuple[str, Site], "Direction"]:
-        """Each model's direction at each place."""
+        """Each model's direction at each place.
+
+        Raises:
+            DriftlensError: Too few texts were read.
+        """
         study = self._study
+        if study.few:
+            raise _too_few(self.encoder.pack.name, *study.groups)
         return {
             (model, site): study.direction(number, place)
             for number, model in enumerate(study.models)
@@ -519,11 +546,13 @@ class Directions(Metric[DirectionsResult]):
 
     @property
     def _study(self) -> "_Study":
-        # What was learnt holds only as long as nothing more is seen.
-        seen = len(self.states.documents)
-        kept: tuple[int, _Study] | None = vars(self).get("_learnt")
-        if kept is None or kept[0] != seen:
-            kept = seen, _Study(self)
+        # What was learnt holds only as long as nothing more is seen, of the same texts or others.
+        seen = sha256(self.states.documents.data)
+        seen.update(self.states.sums.data)
+        key = seen.digest()
+        kept: tuple[bytes, _Study] | None = vars(self).get("_learnt")
+        if kept is None or kept[0] != key:
+            kept = key, _Study(self)
             self._learnt = kept
         return kept[1]
 
@@ -543,7 +572,6 @@ class _Study:
         self.rows = means.reshape(shape)
         self.row_of = {int(number): row for row, number in enumerate(documents)}
         self.chosen = self._chosen()
-        self._check()
 
     def _chosen(self) -> tuple[list[int], list[int]]:
         """Documents of the positive and of the negative role, those of a pair side by side."""
@@ -555,18 +583,6 @@ class _Study:
         by = {r: [n for n in numbers if self.pack.examples[n].role == r] for r in TWINS}
         return by[TWINS[0]], by[TWINS[1]]
 
-    def _check(self) -> None:
-        counts = [len(some) for some in self.chosen]
-        if self.folds < 2:
-            one, other = (set(some.tolist()) for some in self.groups)
-            raise DriftlensError(
-                f"at least two families of each kind of texts in {self.pack.name}",
-                found=f"{counts[0]} positive and {counts[1]} negative texts that were read: "
-                f"{len(one & other)} families of both roles, {len(one - other)} of positive texts "
-                f"alone and {len(other - one)} of negative ones alone",
-                remedy="Give more texts, or families of one kind.",
-            )
-
     @cached_property
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
         """[text] number of the family of each, of both roles."""
@@ -576,9 +592,12 @@ class _Study:
     @cached_property
     def folds(self) -> int:
         """In how many parts texts are held out: families of each kind are dealt out among them."""
-        one, other = (set(some.tolist()) for some in self.groups)
-        kinds = [some for some in (one & other, one - other, other - one) if some]
-        return min(FOLDS, *map(len, kinds))
+        return _folds(*self.groups)
+
+    @property
+    def few(self) -> bool:
+        """Whether too few texts were read to hold any out."""
+        return self.folds < 2
 
     def roles(self, model: int, place: int) -> Roles:
         """The states of one model at one place."""
@@ -614,6 +633,8 @@ class _Study:
         """The main table."""
         from driftlens.estimators import cross_transfer, max_t, role_null, stability
 
+        if self.few:
+            return self._nothing(DirectionsResult)
         metric, estimate = self.metric, self.estimate(self.metric.method)
         quick = metric.method in ("mean-difference", "caa")
         rounds = ROUNDS if quick else ROUNDS // 10
@@ -651,6 +672,8 @@ class _Study:
             rows["accuracy"].append(float(self._moved[place].accuracy[model, model]))
         p_values = [p for key, some in nulls.items() for p in max_t(leads[key], np.stack(some, 1))]
         rows["p_value"] = p_values
+        if self.peak(rows) < 0:
+            return self._nothing(DirectionsResult)
         cosine, ratio = self._at_peak(rows)
         return DirectionsResult.of(
             cosine=cosine,
@@ -715,9 +738,9 @@ class _Study:
 
     def transfer(self) -> DirectionTransferResult:
         """Both models beside each other."""
-        from driftlens.estimators import drift_along
-
         main = self._main_result
+        if main.peak < 0:
+            return self._nothing(DirectionTransferResult)
         rows: dict[str, list[Any]] = {name: [] for name in _TRANSFER}
         for place, site in enumerate(self.metric.sites):
             found, moved = self.compared(place), self._moved[place]
@@ -743,19 +766,8 @@ class _Study:
                 ("largest_angle", largest),
             ):
                 rows[name].append(float(number))
-            base, aligned = self.roles(0, place), self.roles(1, place)
-            drift = np.concatenate([a - b for a, b in zip(aligned, base, strict=True)])
-            along = drift_along(
-                drift,
-                self.direction(0, place).unit,
-                groups=np.concatenate(self.groups),
-                seed=self.seed,
-                level=self.level,
-            )
-            rows["drift_share"].append(along.share.value)
-            rows["drift_chance"].append(along.chance)
-            rows["drift_cosine"].append(along.cosine)
-            rows["drift_p"].append(along.p_value)
+            for name, number in self._drift(place).items():
+                rows[name].append(number)
         place = self.metric.sites.index(Site(main.peak, _main(main.part)))
         moved = self._moved[place]
         return DirectionTransferResult.of(
@@ -767,6 +779,30 @@ class _Study:
             **rows,
             peak=main.peak,
         )
+
+    def _drift(self, place: int) -> dict[str, float]:
+        """How much of the drift goes along base's direction; NaN without a direction."""
+        from driftlens.estimators import drift_along
+
+        unit = self.direction(0, place).unit
+        chance = 1 / len(unit)
+        if not np.isfinite(unit).all():
+            nan = dict.fromkeys(("drift_share", "drift_cosine", "drift_p"), np.nan)
+            return {**nan, "drift_chance": chance}
+        base, aligned = self.roles(0, place), self.roles(1, place)
+        along = drift_along(
+            np.concatenate([a - b for a, b in zip(aligned, base, strict=True)]),
+            unit,
+            groups=np.concatenate(self.groups),
+            seed=self.seed,
+            level=self.level,
+        )
+        return {
+            "drift_share": along.share.value,
+            "drift_chance": chance,
+            "drift_cosine": along.cosine,
+            "drift_p": along.p_value,
+        }
 
     def _angles(self, place: int) -> tuple[float, float]:
         """Smallest and largest principal angle in degrees; NaN without pairs."""
@@ -780,18 +816,24 @@ class _Study:
             return np.nan, np.nan
         spans = [contrast_subspace(*self.roles(model, place), count) for model in (0, 1)]
         angles = np.degrees(principal_angles(*spans))
-        return float(angles[0]), float(angles[-1])
+        # Where no pair differs there is no subspace, and no angle.
+        return (float(angles[0]), float(angles[-1])) if len(angles) else (np.nan, np.nan)
 
     def methods(self) -> DirectionMethodsResult:
         """Other ways to find the direction."""
         from driftlens.estimators import cross_transfer
 
         main = self._main_result
+        if main.peak < 0:
+            return self._nothing(DirectionMethodsResult)
+        sides = range(len(self.models))
         names = [m for m in METHODS if m != "caa" and (self.metric.twins or m not in PAIRED)]
         rows: dict[str, list[Any]] = {name: [] for name in _METHODS}
         for method in names:
             estimate = self.estimate(method)
             for place, site in enumerate(self.metric.sites):
+                if not all(self.direction(m, place, "mean-difference").norm for m in sides):
+                    continue
                 both = self.roles(0, place), self.roles(0 if self.alone else 1, place)
                 moved = cross_transfer(
                     *both,
@@ -801,7 +843,7 @@ class _Study:
                     seed=self.seed,
                     rounds=1,
                 )
-                for model in range(len(self.models)):
+                for model in sides:
                     found = self.direction(model, place, method)
                     means = self.direction(model, place, "mean-difference")
                     rows["model"].append(MODELS[model])
@@ -816,6 +858,28 @@ class _Study:
     @cached_property
     def _main_result(self) -> DirectionsResult:
         return self.directions()
+
+    def _nothing(self, kind: type[R]) -> R:
+        """A result of too few texts: no row, and no number."""
+        known = {
+            "method": self.metric.method,
+            "at": self.metric.at,
+            "positive": len(self.chosen[0]),
+            "negative": len(self.chosen[1]),
+            "pairs": 0 if self.metric.twins is None else len(self.chosen[0]),
+            "peak": -1,
+        }
+        given: dict[str, Any] = {}
+        for field in fields(kind):
+            role = field.metadata.get("role")
+            if role:
+                given[field.name] = {"value": np.nan, "column": []}.get(role, known.get(field.name))
+        note = (
+            "Two families of each kind of texts are needed, and were not read."
+            if self.few
+            else "The two roles have the same states."
+        )
+        return kind.of(**given, notes=(note,))
 
     def _notes(self) -> Iterator[str]:
         lost = len(self.pack.examples) - sum(map(len, self.chosen))
@@ -837,6 +901,36 @@ _TRANSFER = (
     *("drift_share", "drift_chance", "drift_cosine", "drift_p"),
 )
 _METHODS = ("model", "layer", "part", "method", "cosine", "norm", "accuracy")
+
+
+# How texts are held out
+
+
+def _folds(positive: np.ndarray, negative: np.ndarray) -> int:
+    """Parts in which texts of two roles, of these families, can be held out."""
+    one, other = (set(some.tolist()) for some in (positive, negative))
+    if not one or not other:
+        return 0
+    return min(FOLDS, *(len(some) for some in (one & other, one - other, other - one) if some))
+
+
+def _check_families(encoder: Encoder) -> None:
+    clusters = np.array(encoder.pack.clusters, np.int64)
+    roles = np.array([example.role for example in encoder.pack.examples])
+    groups = [clusters[roles == role] for role in TWINS]
+    if _folds(*groups) < 2:
+        raise _too_few(encoder.pack.name, *groups)
+
+
+def _too_few(name: str, positive: np.ndarray, negative: np.ndarray) -> DriftlensError:
+    one, other = (set(some.tolist()) for some in (positive, negative))
+    return DriftlensError(
+        f"at least two families of each kind of texts in {name}",
+        found=f"{len(positive)} positive and {len(negative)} negative texts that were read: "
+        f"{len(one & other)} families of both roles, {len(one - other)} of positive texts "
+        f"alone and {len(other - one)} of negative ones alone",
+        remedy="Give more texts, or families of one kind.",
+    )
 
 
 # Where texts are read
@@ -879,7 +973,9 @@ def _spots(
             continue
         last = int(text[-1])
         if at == "last":
-            found[number] = (last - back, last - back + 1)
+            # As in `Frame.closing`: masked models read the whole text into their first token.
+            place = 0 if encoder.masked else last - back
+            found[number] = (place, place + 1)
             continue
         if example.scored is None:
             raise DriftlensError(

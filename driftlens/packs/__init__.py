@@ -13,7 +13,7 @@ from .pack import (
     Pack,
     checked,
     names,
-    refuse_preferences,
+    refuse_others,
     shipped,
 )
 from .rows import named, string, table, wrong
@@ -44,7 +44,7 @@ __all__ = [
     "named",
     "names",
     "negated",
-    "refuse_preferences",
+    "refuse_others",
     "shipped",
     "string",
     "table",

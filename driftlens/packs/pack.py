@@ -169,8 +169,15 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in shipped().glob("*/card.toml"))
 
 
-def refuse_preferences(packs: Iterable[Pack]) -> None:
-    """Raise if a pack holds preferences, which ask what training on them would do."""
+def refuse_others(packs: Iterable[Pack]) -> None:
+    """Raise if a pack is not to be shown to two models as it is: preferences, and choices."""
+    if found := [pack.name for pack in packs if pack.kind == "choice"]:
+        raise DriftlensError(
+            "packs of texts, stereotypes, contrasts or roles, to compare two models on",
+            found=f"choices in {', '.join(found)}",
+            remedy="What steering does to them is told by `driftlens steer`, with --behaviour or "
+            "--capability.",
+        )
     if found := [pack.name for pack in packs if pack.kind == "preference"]:
         raise DriftlensError(
             "packs of text or of stereotypes, to compare two models on",

@@ -227,6 +227,7 @@ def study(
     behaviour: Pack | None = None,
     options: Options = USUALLY,
     *,
+    checks: Sequence[Check] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Steering:
     """Find directions between two roles of texts, and what steering along them does.
@@ -239,13 +240,16 @@ def study(
             that the contrast's card names or, of a contrast that is itself of choices, a half of
             its items, while directions are found on the other half.
         options: How.
+        checks: The gates that the models went through; None runs those that steering needs.
         progress: Told what is shown, and how many windows of how many are done.
 
     Raises:
-        DriftlensError: A pack is of no use for this, a layer or a method is not there, models do
-            not continue text or cut it differently, or numbers are not finite.
+        DriftlensError: A pack is of no use for this; a layer or a method is not there; models do
+            not continue text, cut it differently, or cannot be resumed at a block; or numbers are
+            not finite.
     """
-    return _Study(pair, contrast, capabilities, behaviour, options, progress).steering()
+    whole = _Study(pair, contrast, capabilities, behaviour, options, progress)
+    return whole.steering(checks)
 
 
 class _Split(NamedTuple):
@@ -313,10 +317,17 @@ class _Study:
             remedy="Give a --capability that `driftlens packs` lists with one of these kinds.",
         )
 
-    def steering(self) -> Steering:
+    def steering(self, checks: Sequence[Check] | None) -> Steering:
         """All that is asked for."""
-        checks = self._gates()
+        checks = self._gates() if checks is None else checks
         doctor.require(checks)
+        if not doctor.resumable(checks):
+            gate = next(check for check in checks if check.name == doctor.RESIDUAL)
+            raise DriftlensError(
+                "models that can be resumed at a block, to be pushed there",
+                found=gate.detail,
+                remedy="Steer what is generated with `driftlens steer apply`, or by `steered`.",
+            )
         first, *others = self._directions
         results: list[Result] = [first, *filter(None, [self._selection])]
         curves = list(self._tradeoffs())
@@ -329,7 +340,7 @@ class _Study:
 
     def _gates(self) -> list[Check]:
         few = replace(self.behaviour_reading.pack, name=self.behaviour.name)
-        gates = doctor.ALONE if len(self.models) == 1 else None
+        gates = doctor.STEERED if len(self.models) == 1 else doctor.STEERED_PAIR
         return doctor.examine(
             self.pair,
             [few],
