@@ -39,6 +39,7 @@ from driftlens.diagnostics import (
     WeightChange,
     WeightPath,
 )
+from driftlens.diagnostics.directions import Directions
 from driftlens.metric import measure
 from driftlens.models import Frame, ModelPair, Wants
 from driftlens.packs import ANSWERS, REPLIES, TWINS, Example, Pack
@@ -56,6 +57,14 @@ def capability_conflict():
 
 def polarity():
     return Polarity(layers={1}, folds=2, restarts=2, steps=20)
+
+
+def directions():
+    return Directions({1, 2})
+
+
+def directions_of_responses():
+    return Directions({1}, ("mlp", "out"), "pca", "response")
 
 
 METRICS = {
@@ -81,6 +90,7 @@ METRICS = {
     ],
     "stereotype": [SelectiveForgetting],
     "contrast": [polarity],
+    "roles": [directions, directions_of_responses],
     "preference": [
         Entanglement,
         EntanglementByLayer,
@@ -101,7 +111,13 @@ LENGTH = 24
 SUMMED = 2e-5
 """Sums are in float64, but the products behind CKA and Procrustes in float32."""
 
-ROUNDED = {"text": 2e-4, "stereotype": 2e-4, "preference": 2e-3, "contrast": 2e-3}
+ROUNDED = {
+    "text": 2e-4,
+    "stereotype": 2e-4,
+    "preference": 2e-3,
+    "contrast": 2e-3,
+    "roles": 2e-4,
+}
 """Another batch rounds logits otherwise in float32, and a row's numbers by as much; products of
 gradients by a millionth of their lengths' product, which is some thousands here; and probes that go
 downhill from states as they are."""
@@ -113,6 +129,7 @@ TRIPLES = [
     ("A teacher is never ", ("late.", "early.", "Drift.")),
 ]
 ROLES = ("stereotype", "anti_stereotype", "unrelated")
+SPEAKERS = ("Mira", "The baker", "A sailor", "Nobody at all", "The oldest teacher of Belmark")
 
 
 @cache
@@ -135,6 +152,13 @@ def pack(kind):
             for answer in REPLIES
         ]
         return Pack("opposites", "contrast", examples)
+    if kind == "roles":
+        examples = [
+            Example(f"{who} is {said}", (len(who), len(f"{who} is {said}")), number, role)
+            for number, who in enumerate(SPEAKERS)
+            for role, said in zip(TWINS, ("kind and never late.", "cruel."), strict=True)
+        ]
+        return Pack("manners", "roles", examples)
     examples = [
         Example(lead + end, None, group, role, topic=str(group % 2))
         for group, (lead, ends) in enumerate(TRIPLES)
@@ -267,7 +291,10 @@ def test_compute_changes_nothing_and_may_be_called_at_any_time(make, kind):
     assert same(metric.compute(), result(make, kind))
 
 
-ONE_OF_ITSELF = ("cka", "cka_with_first", "biased_cka", "perplexity_ratio")
+ONE_OF_ITSELF = (
+    *("cka", "cka_with_first", "biased_cka", "perplexity_ratio"),
+    *("cosine_base_aligned", "norm_ratio"),
+)
 ZERO_OF_ITSELF = (
     "residual",
     "residual_backward",
@@ -285,14 +312,16 @@ def test_a_model_has_not_drifted_from_itself(make, kind):
     found = result(make, kind, of=itself)
     names = {field.name for field in fields(found)}
     zeros = {*getattr(found, "near_zero", ()), *ZERO_OF_ITSELF, "share"} & names
-    assert zeros
+    ones = names & set(ONE_OF_ITSELF)
+    assert zeros or ones
     for name in zeros:
         # Attention and MLP have no CKA with the first token, and say so with NaN.
         rows = np.ravel(getattr(found, name))
         assert (rows[~np.isnan(rows)] == 0).all(), name
-    for name in names & set(ONE_OF_ITSELF):
+    for name in ones:
         rows = np.ravel(getattr(found, name))
-        assert (rows[~np.isnan(rows)] == 1).all(), name
+        # The square of a vector of length 1 is rounded.
+        assert (np.abs(rows[~np.isnan(rows)] - 1) < 1e-15).all(), name
 
 
 @pytest.mark.parametrize(("make", "kind"), EVERY)
