@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import DriftlensError
+from .formulas.divergence import gold
 from .formulas.streams import PerDocument
 from .metric import Metric
 from .models import Frame, ModelPair, Trace, Wants
@@ -131,9 +132,10 @@ class Texts:
 
     def values(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
         """[scored token, column]: 1, P(token), whether it is the likeliest, ln P(token)."""
-        right, log = self.scores(logits, targets, documents, side)
+        # Three times as fast as what can be differentiated twice.
+        log = gold(logits, targets).double()
         hits = (logits.argmax(1) == targets).to(log.dtype)
-        found = torch.stack([torch.ones_like(log), right, hits, log], 1)
+        found = torch.stack([torch.ones_like(log), log.exp(), hits, log], 1)
         return torch.where(log.isfinite()[:, None], found, torch.nan)
 
     def scores(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
@@ -291,12 +293,15 @@ class Sweep(Metric[Result]):
         for number, arm, model, trace, documents in self.of.arms_of(self.pair, frame):
             here = places(self.of.positions, trace.batch)
             rows = np.array([row_of[int(document)] for document in documents])
+            size = min(rows_of(model.vocabulary), len(documents))
+            # Memory that is new at each reading costs a tenth of the reading itself.
+            room = trace.predictors.new_empty(size, model.vocabulary)
             for place, predictors in pushed(model, trace, arm.push, arm.strengths, here):
                 still = predictors is trace.predictors
                 if still and arm.side in unpushed:
                     sums = unpushed[arm.side]
                 else:
-                    read = self._read(model, trace, predictors, documents, arm.side)
+                    read = self._read(model, trace, predictors, documents, arm.side, room)
                     sums = np.zeros((shape[0], shape[2]))
                     np.add.at(sums, rows, read)
                     if still:
@@ -321,13 +326,13 @@ class Sweep(Metric[Result]):
         predictors: Tensor,
         documents: np.ndarray,
         side: int,
+        room: Tensor,
     ) -> np.ndarray:
         """[scored token, column] in as many pieces as have room."""
-        size, parts = rows_of(model.vocabulary), []
-        targets = trace.batch.targets
-        for first in range(0, len(predictors), size):
-            some = slice(first, first + size)
-            logits = model.readout(predictors[some])
+        parts, targets = [], trace.batch.targets
+        for first in range(0, len(predictors), len(room)):
+            some = slice(first, first + len(room))
+            logits = model.readout(predictors[some], room)
             parts.append(
                 self.of.reading.values(logits, targets[some], documents[some], side).cpu().numpy()
             )
