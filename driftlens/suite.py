@@ -128,6 +128,9 @@ def _examine(
     progress: Any,
 ) -> list[Result]:
     encoder = pair.encoder(pack, options.length)
+    plain = pair.base.causal and encoder.same
+    if pack.kind == "roles" and plain and resumable(checks) and "choices" in pack.card:
+        return _steered(pair, pack, options, checks, progress)
     floors = noise_floor(pair.base, encoder, applicable(pair, encoder, options, checks))
     metrics = applicable(pair, encoder, options, checks)
     results = measure(
@@ -140,11 +143,8 @@ def _examine(
         progress=progress and (lambda done, of: progress(pack.name, done, of)),
     )
     found = [*_with_floors(results, floors)]
-    plain = pair.base.causal and encoder.same
     if pack.kind == "text" and plain and divisible(checks):
         found += _attributed(pair, pack, options, floors, progress)
-    if pack.kind == "roles" and plain and resumable(checks):
-        return _steered(pair, pack, options, checks, progress)
     return [*found, floors.result(pack, results)]
 
 

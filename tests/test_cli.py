@@ -397,11 +397,24 @@ def test_a_report_of_every_kind_of_pack_holds_what_can_be_held_against_a_thresho
         for polarity in ("positive", "negative")
     ]
     Path("twins.jsonl").write_text("\n".join(map(json.dumps, twins)))
+    roles = [
+        {"polarity": polarity, "prompt": f"{number} is", "response": f" {polarity}."}
+        for number in range(12)
+        for polarity in ("positive", "negative")
+    ]
+    Path("roles.jsonl").write_text("\n".join(map(json.dumps, roles)))
     values = cli.shared.values_by_pack()
-    files = {"text": "text.txt", "stereotype": "triples.jsonl", "contrast": "twins.jsonl"}
+    # What steering does can only be told where choices belong to the roles.
+    values["roles"] = [value for value in values["roles"] if value.startswith("directions.")]
+    files = {
+        "text": "text.txt",
+        "stereotype": "triples.jsonl",
+        "contrast": "twins.jsonl",
+        "roles": "roles.jsonl",
+    }
     for kind, file in files.items():
         # A limit counts texts, of which a pair of opposites has four.
-        limit = 48 if kind == "contrast" else 3
+        limit = {"contrast": 48, "roles": 24}.get(kind, 3)
         args = ["--text", file, "--out", kind, "--format", "json", "--limit", limit]
         assert driftlens("report", *models, *args)[0] == 0
         held = {result["kind"] for result in record(kind)["results"]}

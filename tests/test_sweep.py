@@ -188,12 +188,16 @@ PLACES = {
     "what leaves and what enters": {Site(0): V, Site(1, "in"): W},
     "what attention adds first": {Site(0, "attn"): V, Site(1): W},
 }
+"""Places of a push, by what they have in common."""
+
+REPRESENTATIVE = ("what leaves a block", "the last block", "every part")
+"""Those of the quick run."""
 
 
 # Pushed
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", nets.some(PLACES, REPRESENTATIVE))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pushed_model_says_what_its_net_says_under_plain_hooks(family, where):
     found, some, vectors = model(family), batch(), PLACES[where]
@@ -383,9 +387,7 @@ def relative(found, wanted):
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize(
-    "where", ["what leaves a block", "the embedding", "what attention adds", "every part"]
-)
+@pytest.mark.parametrize("where", nets.some(PLACES, REPRESENTATIVE))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_slope_and_curvature_are_those_of_central_differences(family, where, in_double):
     found, some, push = model(family, torch.float64), batch(), Push(PLACES[where])

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -283,8 +283,6 @@ positive role; drift_p of so large a squared cosine of a random direction (Beta(
 
     peak: int = fact()
     """As in *Steering directions*."""
-
-    near_zero: ClassVar[tuple[str, ...]] = ("drift_cosine",)
 
     def summary(self) -> str:
         """Angle, transfer and drift at the peak."""

@@ -10,7 +10,7 @@ from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.tax import tax_frontier, tax_rate
 from driftlens.results import Estimate, Result, column, fact, figures, value
 
-POINTS = 41
+POINTS = 61
 """Of the frontier that is drawn."""
 
 
@@ -108,6 +108,7 @@ mean ln P(right) over the strengths that were run.
             ylabel="most gain ΔS [B = 1]",
             on=panels[1],
         )
+        panels[1].set_xticks([-1, -0.5, 0, 0.5, 1])
         return figure
 
 

@@ -6,7 +6,7 @@ The curves are measured elsewhere, by `driftlens.sweeps`; here they are fitted, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -206,6 +206,10 @@ directions that reach as much behaviour at no less capability.
     """[row] lower end of capability's band along random directions."""
     capability_control_high: np.ndarray = column("of capability")
     """[row] upper end of it."""
+    control: np.ndarray = column("of behaviour")
+    """[row] mean behaviour along random directions."""
+    capability_control: np.ndarray = column("of capability")
+    """[row] mean capability along them."""
     log_odds: np.ndarray = column("nats")
     """[row] mean ln P(agree) − ln P(refuse)."""
     behaviour_full: np.ndarray = column("of behaviour")
@@ -278,8 +282,6 @@ directions that reach as much behaviour at no less capability.
     random_directions: int = fact("directions")
     """How many random directions the bands are of."""
 
-    near_zero: ClassVar[tuple[str, ...]] = ()
-
     @property
     def title(self) -> str:  # type: ignore[override]
         """Of which model, and in what capability."""
@@ -295,8 +297,8 @@ directions that reach as much behaviour at no less capability.
         """What the sweet spot gains and costs, and whether the theory holds."""
         at = f"{self.part} of block {self.layers}".replace("out of", "the stream after")
         still = (
-            f"Steering {self.model} at {at}: behaviour {self.behaviour_still.value:.2f} and "
-            f"capability {self.capability_still.value:.3f} unsteered"
+            f"Steering {self.model} at {at}: behaviour {shown(self.behaviour_still.value, 2)} and "
+            f"capability {shown(self.capability_still.value, 3)} unsteered"
         )
         theory = (
             f"does behaviour follow a tanh? {_capital(SAID[self.behaviour_verdict])}. Does "
@@ -308,8 +310,9 @@ directions that reach as much behaviour at no less capability.
         end = f" (the {self.edge} strength: more may lie beyond)" if self.edge else ""
         return (
             f"{still}; the sweet spot is r = {self.sweet_spot} "
-            f"({self.sweet_spot.value / self.length:.2f} E‖h‖){end}, which gains "
-            f"{self.gain.value:.2f} and costs {self.cost.value:.3f}. {_capital(theory)}."
+            f"({shown(self.sweet_spot.value / self.length, 2)} E‖h‖){end}, which gains "
+            f"{shown(self.gain.value, 3)} and costs {shown(self.cost.value, 2)}. "
+            f"{_capital(theory)}."
         )
 
     def headline(self) -> str:
@@ -318,8 +321,8 @@ directions that reach as much behaviour at no less capability.
             return ""
         return (
             f"steering {self.model} by {shown(self.sweet_spot.value / self.length, 2)} E‖h‖ gains "
-            f"{self.gain.value:.2f} of behaviour for {self.cost.value:.3f} of capability on "
-            f"{self.capability_pack}"
+            f"{shown(self.gain.value, 3)} of behaviour for {shown(self.cost.value, 2)} of "
+            f"capability on {self.capability_pack}"
         )
 
     def figure(self):
@@ -350,19 +353,24 @@ directions that reach as much behaviour at no less capability.
             bands = {name: (low, high)}
             control = self._control(name)
             if control is not None:
-                lines["random directions"] = (control[0] + control[1]) / 2
-                bands["random directions"] = control
+                lines["random directions"] = control[0]
+                bands["random directions"] = control[1], control[2]
             if np.isfinite(fit).any():
                 lines["fit"] = fit
             figures.curves(
                 x, lines, bands=bands, xlabel=xlabel, ylabel=f"{name} [{unit}]", on=panel
             )
-        groups = np.where(self.frontier, "best", "other")
+        known = np.isfinite(self.control)
+        groups = np.where(self.frontier, "best", "other").tolist()
         figures.points(
-            self.capability,
-            self.behaviour,
-            groups,
-            names={"best": "frontier", "other": "beaten by another"},
+            np.append(self.capability, self.capability_control[known]),
+            np.append(self.behaviour, self.control[known]),
+            [*groups, *["random"] * int(known.sum())],
+            names={
+                "best": "frontier",
+                "other": "beaten by another strength",
+                "random": "random directions, mean",
+            },
             xlabel="capability [P(right)]",
             ylabel="behaviour",
             on=panels[2],
@@ -376,12 +384,17 @@ directions that reach as much behaviour at no less capability.
         )
         return figure
 
-    def _control(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        pair = {
-            "behaviour": (self.control_low, self.control_high),
-            "capability": (self.capability_control_low, self.capability_control_high),
+    def _control(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Mean and band along random directions, if there were any."""
+        found = {
+            "behaviour": (self.control, self.control_low, self.control_high),
+            "capability": (
+                self.capability_control,
+                self.capability_control_low,
+                self.capability_control_high,
+            ),
         }[name]
-        return pair if np.isfinite(pair[0]).any() else None
+        return found if np.isfinite(found[0]).any() else None
 
 
 def _capital(text: str) -> str:
@@ -447,6 +460,8 @@ class Tradeoff:
             capability_high=bounds["p"].high,
             capability_control_low=controls["right"].low,
             capability_control_high=controls["right"].high,
+            control=controls["behaviour"].estimate,
+            capability_control=controls["right"].estimate,
             log_odds=course.behaviour.mean("log_odds"),
             behaviour_full=course.behaviour.mean("behaviour_full"),
             mass=course.behaviour.mean("mass"),

@@ -17,7 +17,7 @@ FIRST = (0.0, 1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Where a curve is looked at first, on both sides of 0, in E‖h‖."""
 
 FURTHEST = 4.0
-"""As far as a curve that still moves is followed, in E‖h‖."""
+"""As far as a behaviour that still moves is followed, in E‖h‖; a capability half as far."""
 
 MOVES = 0.02
 """Of behaviour or capability between the last two strengths: that much is still moving."""
@@ -111,7 +111,7 @@ def further(lines: Sequence[Line], names: Sequence[str], length: float, room: in
     """Strengths to look at next: where curves bend, are unsure, or still move at their ends.
 
     Args:
-        lines: What was read of each pack.
+        lines: What was read of each pack, of behaviour first.
         names: The column of each that is followed.
         length: E‖h‖.
         room: The most strengths.
@@ -125,9 +125,10 @@ def further(lines: Sequence[Line], names: Sequence[str], length: float, room: in
     r = np.array(strengths)
     beyond = []
     for end, before in ((0, 1), (-1, -2)):
-        moves = np.abs(values[:, end] - values[:, before]).max() > MOVES
+        moves = np.abs(values[:, end] - values[:, before]) > MOVES
         ended = any(abs(z) > abs(r[end]) and z * r[end] > 0 for z in both_finite(lines)[1])
-        if moves and not ended and r[end] != 0 and 2 * abs(r[end]) <= FURTHEST * length * 1.001:
+        furthest = FURTHEST if moves[0] else FURTHEST / 2
+        if moves.any() and not ended and 0 < 2 * abs(r[end]) <= 1.001 * furthest * length:
             beyond.append(float(2 * r[end]))
     within = next_points(r, values, errors, max(0, room - len(beyond)))
     return sorted({*beyond[:room], *map(float, within)})
