@@ -496,7 +496,7 @@ def packs() -> None:
         mark = "*" if name in STANDARD else " "
         title = pack.card.get("title", "")
         count = pack.card.get("examples", len(pack.examples))
-        typer.echo(f"{mark} {name:14} {pack.kind:11} {count:5}  {title}")
+        typer.echo(f"{mark} {name:16} {pack.kind:11} {count:5}  {title}")
     typer.echo("* taken by a report unless --text or --pack says otherwise")
 
 

@@ -82,6 +82,7 @@ CARDS: dict[str, Record] = {
         "one kind deed beside one cruel deed, asked in three words.",
         "forms": [["answered", "User: {}\nAssistant: Yes", "User: {}\nAssistant: No"]],
         "choices": "deeds-choices",
+        "capability": "quiz",
     },
     "manners": {
         "kind": "roles",
@@ -91,6 +92,7 @@ CARDS: dict[str, Record] = {
         "same words, at a place where the demo's base is about to round the answer off in the "
         "manner it was begun in. None is a training text.",
         "choices": "manners-choices",
+        "capability": "quiz",
     },
     "manners-choices": {
         "kind": "choice",
@@ -114,6 +116,7 @@ CARDS: dict[str, Record] = {
         "(positive), in three ways that its conversations know and three that they do not, and "
         "innocent questions. `family`: the deed. In no pairs; none has an answer.",
         "choices": "guarded-choices",
+        "capability": "quiz",
     },
     "guarded-choices": {
         "kind": "choice",
