@@ -561,6 +561,13 @@ def test_modes_and_layers_are_passed_on():
     ]
 
 
+def test_a_component_that_is_clamped_to_nothing_is_ablated():
+    how = {"layers": [0, 1, 2], "max_new_tokens": 8}
+    none = applied(model(), kept(), PROMPTS, mode="ablate", **how)
+    assert applied(model(), kept(), PROMPTS, [0.0], mode="clamp", **how) == none
+    assert [one.steered[0] for one in none] != [one.unsteered for one in none]
+
+
 def test_what_follows_the_end_is_not_said():
     net = nets.net("llama")
     ids = plain(net, PROMPTS[0])
