@@ -479,13 +479,19 @@ class Directions(Metric[DirectionsResult]):
         """Find where each text is read, and make room.
 
         Raises:
-            DriftlensError: Texts form no pairs where the method needs them, have no response where
-                it is to be read, or do not differ in one token where that is; or they are too few
-                to hold any out.
+            DriftlensError: A block is not there; or texts form no pairs where the method needs
+                them, have no response where it is to be read, do not differ in one token where
+                that is, or are too few to hold any out.
         """
         super().begin(pair, encoder)
         layers = range(pair.depth) if self.asked is None else sorted(self.asked)
         self.layers = tuple(layers)
+        if outside := [layer for layer in layers if not 0 <= layer < pair.depth]:
+            raise DriftlensError(
+                f"blocks from 0 to {pair.depth - 1}, which {pair.base.name} has",
+                found=", ".join(map(str, outside)),
+                remedy="Choose others.",
+            )
         sites = [Site(layer, part) for part in self.parts for layer in self.layers]
         has = getattr(pair.base, "has", lambda site: True)
         self.sites = tuple(site for site in sites if has(site))
