@@ -32,6 +32,7 @@ from driftlens.formulas.tradeoff import (
     expected_onset,
     frontier,
     onset,
+    pareto,
     small_sweet_spot,
     sweet_spot,
 )
@@ -425,7 +426,7 @@ class Tradeoff:
         curvature = self._closed("capability", 2)
         swept = self._swept()
         spot, from_fits = self._spot()
-        tanh, rational = self._of_theory(TANH, b), self._of_theory(FULL, p)
+        tanh, rational = self._theory
         fell = onset(p, course.length, self.level)
         bounds = {name: self._bounds(curve) for name, curve in (("b", b), ("p", p))}
         controls = {name: self._band(name) for name in ("behaviour", "right")}
@@ -511,6 +512,11 @@ class Tradeoff:
     def _enough(self) -> bool:
         return len(self.r) >= FEWEST
 
+    @cached_property
+    def _theory(self) -> tuple[Comparison | None, Comparison | None]:
+        """Of behaviour and of capability among all tokens."""
+        return self._of_theory(TANH, self.b), self._of_theory(FULL, self.p)
+
     def _of_theory(self, form: Form, curve: Curve) -> Comparison | None:
         return compare(form, curve, level=self.level) if self._enough else None
 
@@ -547,7 +553,7 @@ class Tradeoff:
 
     def _spot(self):
         """The sweet spot, and whether it is that of the fits."""
-        tanh, rational = self._of_theory(TANH, self.b), self._of_theory(FULL, self.p)
+        tanh, rational = self._theory
         good = ("holds", "undecided")
         if tanh and rational and tanh.verdict in good and rational.verdict in good:
             fine = np.union1d(np.linspace(self.r[0], self.r[-1], FINE), self.r)
@@ -578,16 +584,12 @@ class Tradeoff:
 
     def _frontier(self) -> tuple[np.ndarray, np.ndarray]:
         """[strength] whether it is on the frontier, and chance's share there."""
-        best = np.zeros(len(self.r), bool)
         chance = np.full(len(self.r), np.nan)
-        none = np.empty((0, len(self.r)))
-        several = len(self.course.controls) > 0
-        b, p = (self._controls(n) if several else none for n in ("behaviour", "right"))
-        found = frontier(self.b.value, self.p.value, b, p, self.level)
-        best[found.place] = True
-        if several:
+        if self.course.controls:
+            b, p = (self._controls(name) for name in ("behaviour", "right"))
+            found = frontier(self.b.value, self.p.value, b, p, self.level)
             chance[found.place] = found.chance
-        return best, chance
+        return pareto(self.b.value, self.p.value), chance
 
     def _of_capability(self) -> dict[str, np.ndarray]:
         seen, none = self.course.capability, np.full(len(self.r), np.nan)
