@@ -34,6 +34,10 @@ def grid(form):
     return BEHAVIOUR if form is TANH else CAPABILITY
 
 
+def curve_of(form, theta):
+    return form.value(np.array(theta, float), grid(form))
+
+
 def items_of(curve, random, items=60, shared=0.3, own=0.2, tilt=0.0):
     """Items that differ by a level (and a tilt) of their own, which is no noise between r."""
     levels = random.normal(size=(items, 1)) * shared

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 
 from driftlens.errors import DriftlensError
-from driftlens.formulas.curves import FULL, TANH, fit, measured, resampled
+from driftlens.formulas.curves import FULL, TANH, measured, resampled
+from driftlens.formulas.fits import fit
 from driftlens.formulas.tradeoff import (
     at_zero,
     band,

@@ -16,14 +16,12 @@ from driftlens.formulas.curves import (
     QUADRATIC,
     RESTRICTED,
     TANH,
-    VERDICTS,
-    Comparison,
     Curve,
     Form,
     Rational,
-    compare,
     resampled,
 )
+from driftlens.formulas.fits import VERDICTS, Comparison, compare
 from driftlens.formulas.intervals import Interval, bootstrap
 from driftlens.formulas.tradeoff import (
     Derivative,

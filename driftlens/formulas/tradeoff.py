@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from driftlens.errors import DriftlensError
 
-from .curves import LEVEL, ROUNDING, Curve, _checked
+from .curves import LEVEL, ROUNDING, Curve, checked
 from .intervals import Interval
 from .probing import exceeded
 
@@ -372,7 +372,7 @@ def next_points(
     Raises:
         DriftlensError: There are fewer than three strengths, or a number is not finite.
     """
-    strength, values = _checked(strength, values)
+    strength, values = checked(strength, values)
     if len(strength) < 3:
         raise DriftlensError(
             "three strengths or more to see a curve bend",
@@ -381,7 +381,7 @@ def next_points(
         )
     order = np.argsort(strength)
     r, y = strength[order], np.atleast_2d(values)[:, order]
-    e = np.zeros_like(y) if error is None else np.atleast_2d(_checked(strength, error)[1])[:, order]
+    e = np.zeros_like(y) if error is None else np.atleast_2d(checked(strength, error)[1])[:, order]
     h = np.diff(r)
     bends, unsure = _bends(r, y, e) * h**2 / 8, (e[:, 1:] + e[:, :-1]) / 2 * h / h.sum()
     gaps = list(zip(r[:-1], r[1:], bends.T, unsure.T, strict=True))
