@@ -26,7 +26,7 @@ from .diagnostics import (
 )
 from .doctor import noise_floor
 from .errors import DriftlensError
-from .metric import Metric, measure
+from .metric import Metric, even_part, measure
 from .models import ModelPair
 from .models.pieces import By, Piece
 from .packs import Pack
@@ -157,16 +157,7 @@ def attribute(
 
 def sampled(pair: ModelPair, pack: Pack, options: Options) -> tuple[Pack, str]:
     """An even part of a pack that is large, whole groups of it, and what to say of that."""
-    tokens = pair.encoder(pack, options.length).tokens
-    clusters = np.asarray(pack.clusters)
-    every = int(clusters.max()) + 1
-    keep = int(np.ceil(every * SAMPLE / max(1, tokens)))
-    if keep >= every:
-        return pack, ""
-    chosen = np.unique(np.linspace(0, every - 1, max(2, keep)).round().astype(int))
-    kept = [e for e, c in zip(pack.examples, clusters.tolist(), strict=True) if c in set(chosen)]
-    said = f"Measured on {len(kept)} of {len(pack.examples)} documents, evenly chosen."
-    return replace(pack, examples=kept), said
+    return even_part(pair, pack, SAMPLE, options.length)
 
 
 def _marked(result: Result, options: Options, floor: float) -> Result:

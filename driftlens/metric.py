@@ -185,6 +185,27 @@ def measure(
     return [replace(result, pack=pack.name) for result in results]
 
 
+def even_part(
+    pair: ModelPair, pack: Pack, tokens: int, length: int | None = None
+) -> tuple[Pack, str]:
+    """Of a large pack an even part, whole groups of it, and what to say of that.
+
+    Args:
+        pair: Whose tokens count.
+        pack: The pack.
+        tokens: About how many tokens to leave; of documents that are longer, two.
+        length: The most tokens in a window.
+    """
+    every = int(max(pack.clusters)) + 1
+    keep = int(np.ceil(every * tokens / max(1, pair.encoder(pack, length).tokens)))
+    if keep >= every:
+        return pack, ""
+    chosen = set(np.linspace(0, every - 1, max(2, keep)).round().astype(int).tolist())
+    kept = [e for e, c in zip(pack.examples, pack.clusters, strict=True) if c in chosen]
+    said = f"Measured on {len(kept)} of {len(pack.examples)} documents, evenly chosen."
+    return replace(pack, examples=kept), said
+
+
 def _wants(metrics: Sequence[Metric]) -> Wants:
     return reduce(or_, (metric.wants for metric in metrics), Wants())
 

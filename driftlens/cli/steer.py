@@ -170,6 +170,10 @@ def measure(
     weight: Annotated[
         float, typer.Option(min=0.0, help="What a unit of capability is worth in behaviour.")
     ] = 1.0,
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="About the most tokens to read of a pack at each strength."),
+    ] = 8192,
     level: Annotated[float, typer.Option(help="Part of the draws that an interval holds.")] = 0.95,
     limit: Limit = None,
     batch_size: BatchSize = "auto",
@@ -237,6 +241,7 @@ def measure(
         "level": level,
         "rows": rows,
         "length": max_length,
+        "tokens": max_tokens,
     }
     Options(**settings)
     context.params["base"], context.params["aligned"] = model, aligned or model
@@ -254,7 +259,7 @@ def measure(
         f"{' → '.join(names)}, steered by {texts.name}", found.results, found.checks, about
     )
     written = page.write(out, overwrite=overwrite, formats=formats)
-    for name, directions in found.kept(pair, texts, options).items():
+    for name, directions in found.kept().items():
         directions.save(keep if aligned is None else keep / name, overwrite=overwrite)
     if not quiet:
         typer.echo(f"directions: {keep}", err=True)

@@ -4,6 +4,8 @@ A folder holds the vectors (`directions.safetensors`) and a card that says whose
 model by a hash of its weights, the place, how they were found, and how sure each one is.
 """
 
+from driftlens.models.steering import Ablate, Add, Clamp, Project, Steer, steered
+
 from .applied import Applied, applied
 from .kept import CARD, TENSORS, KeptDirections, Mode, Strength
 from .study import Options, Steering, kept_by, study
@@ -11,13 +13,19 @@ from .study import Options, Steering, kept_by, study
 __all__ = [
     "CARD",
     "TENSORS",
+    "Ablate",
+    "Add",
     "Applied",
+    "Clamp",
     "KeptDirections",
     "Mode",
     "Options",
+    "Project",
+    "Steer",
     "Steering",
     "Strength",
     "applied",
     "kept_by",
+    "steered",
     "study",
 ]

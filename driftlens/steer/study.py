@@ -30,7 +30,7 @@ from driftlens.errors import DriftlensError
 from driftlens.formulas.curves import resampled
 from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.tradeoff import at_zero
-from driftlens.metric import measure
+from driftlens.metric import even_part, measure
 from driftlens.models import ModelPair
 from driftlens.models.sites import Part, Site
 from driftlens.models.steering import Positions, refuse_other_positions
@@ -45,6 +45,9 @@ from .selection import select
 
 if TYPE_CHECKING:
     from driftlens.estimators import Direction
+
+TOKENS = 8192
+"""About the most tokens that are read of a pack at each strength."""
 
 ONE_IN = 4
 """Of the families of behaviour items, one in so many chooses the block."""
@@ -96,6 +99,9 @@ class Options:
     """Windows to show at a time; None plans by memory."""
     length: int | None = None
     """The most tokens in a window."""
+    tokens: int = TOKENS
+    """About the most tokens to read of behaviour, and of each pack that is to be kept, at each
+    strength; of what is larger an even part is taken."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked for.
@@ -111,6 +117,7 @@ class Options:
             ("points", self.points > 2 * len(FIRST) - 2, f"a number over {2 * len(FIRST) - 2}"),
             ("controls", self.controls >= 0, "a number from 0 on"),
             ("weight", 0 < self.weight < inf, "a finite number above 0"),
+            ("tokens", self.tokens > 0, "a number above 0"),
             ("level", 0 < self.level < 1, "a number between 0 and 1"),
             ("select_depth", 0 < self.select_depth <= 1, "a number above 0, at most 1"),
         ):
@@ -149,19 +156,20 @@ class Steering:
     """Of each model at each place."""
     layers: tuple[int, ...]
     """Blocks at which was steered."""
+    pair: ModelPair
+    """The models."""
+    contrast: Pack
+    """The texts that directions were found between."""
+    options: Options
+    """How."""
 
     def tradeoff(self, model: str) -> TradeoffResult:
         """The first curve of a model, by its name in the pair."""
         return next(r for r in self.results if isinstance(r, TradeoffResult) and r.model == model)
 
-    def kept(self, pair: ModelPair, contrast: Pack, options: Options) -> dict[str, KeptDirections]:
-        """The directions of each model, with the strength that its curve recommends.
-
-        Args:
-            pair: The models that were studied.
-            contrast: The texts that directions were found between.
-            options: How.
-        """
+    def kept(self) -> dict[str, KeptDirections]:
+        """The directions of each model, with the strength that its curve recommends."""
+        options = self.options
         (main,) = (r for r in self.results if isinstance(r, DirectionsResult))
         found = {}
         for name in dict.fromkeys(model for model, _ in self.directions):
@@ -175,13 +183,13 @@ class Steering:
             spot = curve.sweet_spot
             told = Strength(spot.value, spot.low, spot.high, curve.gain.value, curve.cost.value)
             found[name] = KeptDirections.of(
-                getattr(pair, name),
+                getattr(self.pair, name),
                 mine,
                 part=options.part,
                 method=options.method,
                 at=options.at,
                 positions=options.positions,
-                pack=contrast,
+                pack=self.contrast,
                 figures=[main.at_row(name, layer, options.part) for layer in mine],
                 layer=self.layers[0] if single else None,
                 strength=told if curve.gains and single else None,
@@ -282,15 +290,16 @@ class _Study:
         behaviour = behaviour or matched(contrast)
         if behaviour is None:
             contrast, behaviour = _halves(contrast)
-        self.roles, self.behaviour = between(contrast), behaviour
+        self.contrast, self.roles = contrast, between(contrast)
+        choices(behaviour, pair)
         if not capabilities:
             raise DriftlensError(
                 "a pack of what is to be kept",
                 found="none",
                 remedy="Name choices with right answers, or texts, with --capability.",
             )
+        self.behaviour = self._part(behaviour)
         self.capabilities = [self._reading(pack) for pack in capabilities]
-        choices(behaviour, pair)
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -307,15 +316,26 @@ class _Study:
             )
 
     def _reading(self, pack: Pack) -> Reading:
-        if pack.kind == "text":
-            return Texts(pack)
-        if pack.kind == "choice":
-            return choices(pack, self.pair)
-        raise DriftlensError(
-            "packs of kind choice or text, of what is to be kept",
-            found=f"{pack.name} of kind {pack.kind}",
-            remedy="Give a --capability that `driftlens packs` lists with one of these kinds.",
-        )
+        if pack.kind not in ("choice", "text"):
+            raise DriftlensError(
+                "packs of kind choice or text, of what is to be kept",
+                found=f"{pack.name} of kind {pack.kind}",
+                remedy="Give a --capability that `driftlens packs` lists with one of these kinds.",
+            )
+        part = self._part(pack)
+        return Texts(part) if part.kind == "text" else choices(part, self.pair)
+
+    def _part(self, pack: Pack) -> Pack:
+        """An even part of what is too large to be read at every strength."""
+        part, said = even_part(self.pair, pack, self.options.tokens, self.options.length)
+        if said:
+            self._parts[pack.name] = f"{pack.name}: {said[0].lower()}{said[1:]}"
+        return part
+
+    @cached_property
+    def _parts(self) -> dict[str, str]:
+        """By pack, which part of it is read."""
+        return {}
 
     def steering(self, checks: Sequence[Check] | None) -> Steering:
         """All that is asked for."""
@@ -336,7 +356,9 @@ class _Study:
             results.append(self._cross())
         results += [self._by_layer(), self._tax(), *others]
         named = [replace(result, pack=self.roles.name) for result in results]
-        return Steering(named, checks, self._found, self._layers)
+        return Steering(
+            named, checks, self._found, self._layers, self.pair, self.contrast, self.options
+        )
 
     def _gates(self) -> list[Check]:
         few = replace(self.behaviour_reading.pack, name=self.behaviour.name)
@@ -634,7 +656,8 @@ class _Study:
             foremost=place == 1,
             norm=float(np.mean(norms)),
         )
-        notes = [*self._of_ends(side), *self._of_controls(len(controls))]
+        read = (self._parts.get(name) for name in (self.behaviour.name, reading.pack.name))
+        notes = [*self._of_ends(side), *self._of_controls(len(controls)), *filter(None, read)]
         return replace(result, notes=tuple(notes))
 
     def _of_ends(self, side: int) -> Iterator[str]:
