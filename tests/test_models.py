@@ -265,6 +265,33 @@ def test_an_edit_replaces_what_it_names_and_nothing_before_it(family):
     assert not torch.equal(cut.predictors, plain.predictors)
 
 
+@few
+@pytest.mark.parametrize("part", ["attn", "mlp", "heads"])
+def test_a_model_that_was_never_looked_into_is_edited_like_one_that_was(family, part):
+    known = nets.model(family)
+    batch, edits = nets.batch(known), {Site(0): lambda x: 2 * x, Site(1, part): torch.zeros_like}
+    assert known.has(Site(1, part))
+    fresh = HookedModel(known.net, known.tokenizer)
+    found, wanted = (model.trace(batch, OUT, edits) for model in (fresh, known))
+    assert torch.equal(found.predictors, wanted.predictors)
+    assert all(torch.equal(found.activations[s], x) for s, x in wanted.activations.items())
+
+
+@few
+@pytest.mark.parametrize("part", ["attn", "mlp", "heads"])
+def test_a_model_that_was_never_looked_into_has_the_gradients_of_one_that_was(family, part):
+    known = nets.model(family)
+    batch, sites = nets.batch(known), [Site(0), Site(1, part)]
+    assert known.has(sites[1])
+    fresh = HookedModel(known.net, known.tokenizer)
+    (_, (found,)), (_, (wanted,)) = (
+        model.by_state(batch, sites, lambda logits: logits.logsumexp(-1)[None])
+        for model in (fresh, known)
+    )
+    assert all(wanted[site].any() for site in sites)
+    assert all(torch.equal(found[site], wanted[site]) for site in sites)
+
+
 def test_what_leaves_a_block_is_what_enters_the_next():
     model = nets.model("gpt2")
     batch = nets.batch(model)

@@ -460,28 +460,34 @@ class HookedModel:
                 seen[site] = stream
             return stream.reshape(given.shape)
 
+        places = sorted(wanted | frozenset(edits))
+        for site in places:
+            # Where a part is, is found by running the net, which must not meet our own hooks.
+            self._place(site)
         with ExitStack() as hooks:
-            for site in sorted(wanted | frozenset(edits)):
+            for site in places:
                 hooks.callback(self._register(site, pass_through).remove)
             yield seen
 
     def _register(self, site: Site, pass_through: Callable[[Site, Tensor], Tensor]):
+        module = self._place(site)
+        if site.part in ("in", "heads"):
+            return module.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
+        return module.register_forward_hook(
+            lambda _, __, output: _with_first(output, pass_through(site, _first(output)))
+        )
+
+    def _place(self, site: Site) -> nn.Module:
+        """The module at whose entry or end a place is."""
         block = self.blocks[site.layer]
-        if site.part == "in":
-            return block.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
-        name = "" if site.part == "out" else self._module(site)
+        name = "" if site.part in ("in", "out") else self._module(site)
         if name is None:
             raise DriftlensError(
                 f"a place {site} in {self.name}",
                 found=f"a block without {site.part}",
                 remedy="Choose another place.",
             )
-        module = block.get_submodule(name)
-        if site.part == "heads":
-            return module.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
-        return module.register_forward_hook(
-            lambda _, __, output: _with_first(output, pass_through(site, _first(output)))
-        )
+        return block.get_submodule(name)
 
 
 def _recorder(seen: dict, key: tuple[int, str]) -> Callable:
