@@ -24,7 +24,7 @@ def run(code, tmp_path):
 
 
 def test_its_python_for_before_training_runs_as_it_stands(tmp_path):
-    _, before, _ = blocks("python")
+    _, before, *_ = blocks("python")
     assert "would first move as meant" in run(before, tmp_path)
 
 
@@ -38,8 +38,16 @@ def test_its_python_for_two_models_runs_as_it_stands(tmp_path):
 
 @pytest.mark.slow
 def test_its_python_for_probes_runs_as_it_stands(tmp_path):
-    *_, probes = blocks("python")
+    *_, probes, _ = blocks("python")
     assert "strong polarity" in run(probes, tmp_path)
+
+
+@pytest.mark.slow
+def test_its_python_for_steering_runs_as_it_stands(tmp_path):
+    *_, steering = blocks("python")
+    said = run(steering, tmp_path)
+    assert "Steering base at the stream after block 3" in said
+    assert "User: Where does Mira live?" in said
 
 
 def test_its_commands_name_options_that_exist():
@@ -48,9 +56,14 @@ def test_its_commands_name_options_that_exist():
     from driftlens.cli import app
 
     commands = get_command(app).commands
-    commands |= {f"probe {name}": one for name, one in commands.pop("probe").commands.items()}
+    for group in ("probe", "steer"):
+        inside = commands.pop(group).commands
+        commands |= {f"{group} {name}": one for name, one in inside.items()}
+    # Its name goes without saying.
+    commands["steer"] = commands["steer measure"]
     written = "\n".join(blocks("sh"))
-    called = re.findall(r"^driftlens ((?:probe )?\w+)(.*)$", written, re.MULTILINE)
+    names = "|".join(sorted(map(re.escape, commands), key=len, reverse=True))
+    called = re.findall(rf"^driftlens ({names})\b(.*)$", written, re.MULTILINE)
     assert len(called) >= 3
     for name, rest in called:
         known = {option for p in commands[name].params for option in p.opts}
