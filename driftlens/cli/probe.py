@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,8 @@ import typer
 from driftlens.errors import DriftlensError
 
 from .shared import (
+    AdapterBase,
+    AdapterRevision,
     AsJson,
     Attention,
     BatchSize,
@@ -24,10 +25,13 @@ from .shared import (
     Revision,
     count_of,
     layers_of,
-    pair_of,
+    model_of,
+    print_table,
     slug,
+    texts_in,
     told,
     told_how_far,
+    try_out,
 )
 
 if TYPE_CHECKING:
@@ -45,10 +49,6 @@ Pairs = Annotated[
 OnePack = Annotated[
     str | None,
     typer.Option(help="A shipped pack of contrasts by name, or a pack's folder. See `packs`."),
-]
-Base = Annotated[str | None, typer.Option(help="What a model that is an adapter's folder sits on.")]
-AdapterRevision = Annotated[
-    str | None, typer.Option("--adapter-revision", help="The same of an adapter.")
 ]
 
 
@@ -83,7 +83,7 @@ def train(
         float, typer.Option(help="Weight of the term of pa-ccs that only pairs have.")
     ] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N pairs.")] = None,
-    base: Base = None,
+    base: AdapterBase = None,
     batch_size: BatchSize = "auto",
     max_length: Length = None,
     device: Device = "auto",
@@ -105,12 +105,12 @@ def train(
 
     driftlens probe train org/model --pairs pairs.jsonl --method ccs --layers 8-16 --seeds 0,1,2
     """
-    from driftlens.probe import Options
+    from driftlens.probe import CARD, TENSORS, Options
     from driftlens.probe.asked import UNSETTLED, Asked
 
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
     out = out or Path("reports") / f"{slug(model)}-{method}"
-    _try(out, overwrite)
+    try_out(out, overwrite, {CARD, TENSORS})
     chosen = {"auto": UNSETTLED, "none": None}.get(normalize, normalize)
     settings: dict[str, Any] = {
         "method": method,
@@ -127,7 +127,7 @@ def train(
     }
     contrasts = _first(_contrasts(pack, pairs), limit)
     Asked.of(contrasts, Options(**settings))
-    loaded = _load(context, model, base)
+    loaded = model_of(context, model, base)
     if layers != "all":
         settings["layers"] = layers_of(layers, loaded.depth)
     if (where := str(getattr(loaded, "device", "cpu"))).startswith("cuda"):
@@ -181,7 +181,7 @@ def apply(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take only the first N statements or pairs.")
     ] = None,
-    base: Base = None,
+    base: AdapterBase = None,
     batch_size: BatchSize = "auto",
     max_length: Length = None,
     device: Device = "auto",
@@ -217,14 +217,14 @@ def apply(
     if text is None:
         on = _first(_contrasts(pack, pairs), limit)
     else:
-        on = statements = _statements(text)[:limit]
+        on = statements = texts_in(text, "statement")[:limit]
         if len(models) == 1:
-            _say(probes, _load(context, models[0], base), statements, layer, force, how, as_json)
+            _say(probes, model_of(context, models[0], base), statements, layer, force, how, as_json)
             return
     # Of a series only one can match; of a single model it is a matter of asking.
     found: list[dict[str, Any]] = []
     for name in models:
-        loaded = _load(context, name, base)
+        loaded = model_of(context, name, base)
         if len(models) == 1:
             probes.require(loaded, probes.layers, force=force)
         found += probes.monitor([loaded], on, layers=None if layer is None else [layer], **how)
@@ -263,7 +263,7 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     }.items():
         typer.echo(f"{name:12} {what}")
     typer.echo("")
-    _table([{name: row[name] for name in SHOWN if name in row} for row in card["metrics"]])
+    print_table([{name: row[name] for name in SHOWN if name in row} for row in card["metrics"]])
 
 
 def script(method: str) -> None:
@@ -318,7 +318,7 @@ def _say(
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
         return
     typer.echo(f"{model.name} after block {found.layer}; a score over 0.5 is positive")
-    _table(rows)
+    print_table(rows)
 
 
 def _watch(
@@ -336,42 +336,7 @@ def _watch(
             of = found[0]["pairs"]
             typer.echo(f"{learnt} of {of} pairs were learnt from: not held out", err=True)
     hidden = ("sha256", "trained_on", "pairs", "learnt_from", "loss", "sd", "pc_median_abs")
-    _table([{name: what for name, what in row.items() if name not in hidden} for row in found])
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name, what in rows[0].items():
-        left = isinstance(what, str)
-        justify: Any = "left" if left else "right"
-        table.add_column(escape(name.replace("_", " ")), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(what)) for what in row.values()))
-    Console().print(table)
-
-
-def _cell(what: Any) -> str:
-    if what is None:
-        return "–"
-    return f"{what:.3f}" if isinstance(what, float) else str(what)
-
-
-def _load(context: typer.Context, model: str, base: str | None) -> "Model":
-    """A model by the options that every command has; an adapter with the base it sits on."""
-    asked = context.params
-    adapter = (Path(model) / "adapter_config.json").is_file()
-    if adapter and base is None:
-        raise DriftlensError(
-            "the model that an adapter sits on",
-            found=f"the adapter {model} alone",
-            remedy="Name that model with --base.",
-        )
-    asked["base"], asked["aligned"] = (base, model) if adapter else (model, model)
-    return pair_of(context).aligned
+    print_table([{name: what for name, what in row.items() if name not in hidden} for row in found])
 
 
 def _contrasts(pack: str | None, pairs: str | None) -> "Pack":
@@ -400,36 +365,8 @@ def _first(pack: "Pack", pairs: int | None) -> "Pack":
     return replace(pack, examples=[example for example in pack.examples if example.group in kept])
 
 
-def _statements(file: str) -> list[str]:
-    """Statements from a file: its lines, or what its rows call `statement` or `text`."""
-    from driftlens.packs.rows import contents, decoded, form_of, rows_of, string
-
-    raw = contents(file)
-    form = form_of(file, raw)
-    if form == "plain":
-        found = [line.strip() for line in decoded(file, raw).split("\n") if line.strip()]
-    else:
-        rows = rows_of(file, raw, form)
-        found = [string(at, row, "statement" if "statement" in row else "text") for at, row in rows]
-    if not found:
-        raise DriftlensError(f"statements in {file}", found="none", remedy="Write one to a line.")
-    return found
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     pieces = [piece.strip() for piece in text.split(",")]
     if not all(piece.isdigit() for piece in pieces):
         raise DriftlensError("--seeds as 0,1,2", found=repr(text), remedy="Leave it out for 0.")
     return tuple(map(int, pieces))
-
-
-def _try(out: Path, overwrite: bool) -> None:
-    """Before anything is loaded: whether a probe can be written there."""
-    from driftlens.probe import CARD, TENSORS
-    from driftlens.results.store import staged
-
-    class Undone(Exception):
-        pass
-
-    with suppress(Undone), staged(out, {CARD, TENSORS}, overwrite=overwrite):
-        raise Undone

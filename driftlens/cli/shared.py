@@ -4,7 +4,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,7 +16,7 @@ import typer
 from driftlens.errors import DriftlensError
 
 if TYPE_CHECKING:
-    from driftlens.models import ModelPair
+    from driftlens.models import Model, ModelPair
     from driftlens.packs import Pack
     from driftlens.report import Report
     from driftlens.results import Check, Result
@@ -52,6 +52,12 @@ Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1
 Dtype = Annotated[str, typer.Option(help="What to load in: auto, float32, bfloat16, float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model.")]
 AlignedRevision = Annotated[str | None, typer.Option(help="The same of the aligned model.")]
+AdapterBase = Annotated[
+    str | None, typer.Option(help="What a model that is an adapter's folder sits on.")
+]
+AdapterRevision = Annotated[
+    str | None, typer.Option("--adapter-revision", help="The same of an adapter.")
+]
 Remote = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with a model run.")
 ]
@@ -92,7 +98,7 @@ LOADING = (
     "trust_remote_code",
     "attn_implementation",
 )
-"""Options that loading takes by their own names. A command declares them; `_load` reads them."""
+"""Options that loading takes by their own names. A command declares them; `pair_of` reads them."""
 
 
 # What commands do
@@ -166,6 +172,20 @@ def pair_of(context: typer.Context) -> "ModelPair":
     for warning in [] if asked["quiet"] else warned:
         typer.secho(f"warning: {warning.message}", err=True, fg="yellow")
     return pair
+
+
+def model_of(context: typer.Context, model: str, base: str | None) -> "Model":
+    """A model by the options that every command has; an adapter with the base it sits on."""
+    asked = context.params
+    adapter = (Path(model) / "adapter_config.json").is_file()
+    if adapter and base is None:
+        raise DriftlensError(
+            "the model that an adapter sits on",
+            found=f"the adapter {model} alone",
+            remedy="Name that model with --base.",
+        )
+    asked["base"], asked["aligned"] = (base, model) if adapter else (model, model)
+    return pair_of(context).aligned
 
 
 def check_division(methods: Sequence[str], by: str, level: float) -> None:
@@ -400,16 +420,39 @@ def told_how_far(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
         yield progress
 
 
-def try_out(out: Path, overwrite: bool) -> None:
-    """Before anything is loaded: whether a report can be written there, by undoing an empty one."""
+def try_out(out: Path, overwrite: bool, names: Set[str] | None = None) -> None:
+    """Before anything is loaded: whether a folder can be written there, by undoing an empty one.
+
+    Args:
+        out: The folder.
+        overwrite: Whether an earlier one may be replaced.
+        names: What it will hold; what a report does if None.
+    """
     from driftlens.report.report import FIGURES, PAGE, RECORD, SAFE, TABLES
     from driftlens.results.store import staged
 
     class Undone(Exception):
         pass
 
-    with suppress(Undone), staged(out, {PAGE, RECORD, TABLES, FIGURES, SAFE}, overwrite=overwrite):
+    names = {PAGE, RECORD, TABLES, FIGURES, SAFE} if names is None else names
+    with suppress(Undone), staged(out, names, overwrite=overwrite):
         raise Undone
+
+
+def texts_in(file: str, name: str) -> list[str]:
+    """Texts from a file: its lines, or what its rows call by the name, or `text`."""
+    from driftlens.packs.rows import contents, decoded, form_of, rows_of, string
+
+    raw = contents(file)
+    form = form_of(file, raw)
+    if form == "plain":
+        found = [line.strip() for line in decoded(file, raw).split("\n") if line.strip()]
+    else:
+        rows = rows_of(file, raw, form)
+        found = [string(at, row, name if name in row else "text") for at, row in rows]
+    if not found:
+        raise DriftlensError(f"{name}s in {file}", found="none", remedy="Write one to a line.")
+    return found
 
 
 def formats_of(text: str) -> set[str]:
@@ -639,3 +682,25 @@ def print_result(result: "Result") -> None:
             *(escape(cell) if isinstance(cell, str) else shown(cell.item()) for cell in row)
         )
     Console().print(table)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a table with a column for each name, numbers to three places."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name, what in rows[0].items():
+        left = isinstance(what, str)
+        justify: Any = "left" if left else "right"
+        table.add_column(escape(name.replace("_", " ")), justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(what)) for what in row.values()))
+    Console().print(table)
+
+
+def _cell(what: Any) -> str:
+    if what is None:
+        return "–"
+    return f"{what:.3f}" if isinstance(what, float) else str(what)

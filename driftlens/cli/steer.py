@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -13,9 +12,10 @@ from typer.core import TyperGroup
 
 from driftlens.errors import DriftlensError
 
-from .probe import AdapterRevision, Base, _load, _table
 from .shared import (
     FORMATS,
+    AdapterBase,
+    AdapterRevision,
     AlignedRevision,
     AsJson,
     Attention,
@@ -37,12 +37,15 @@ from .shared import (
     formats_of,
     layers_of,
     leave,
+    model_of,
     of_steering,
     pack_of,
     pair_of,
+    print_table,
     record_of,
     slug,
     tell,
+    texts_in,
     told,
     told_how_far,
     try_out,
@@ -201,6 +204,10 @@ def measure(
 
     driftlens steer org/model --contrast pairs.jsonl --behaviour asked.jsonl --capability mmlu.jsonl
     """
+    from driftlens.report import Report
+    from driftlens.steer import CARD, TENSORS, Options, kept_by, study
+    from driftlens.steer.study import matched
+
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
     formats = formats_of(format)
@@ -208,15 +215,11 @@ def measure(
     keep = keep or out.with_name(f"{out.name}-directions")
     try_out(out, overwrite)
     for folder in [keep] if aligned is None else [keep / "base", keep / "aligned"]:
-        _try(folder, overwrite)
+        try_out(folder, overwrite, {CARD, TENSORS})
     bounds = [Bound.of(text, of_steering()) for text in fail_on or []]
     check_level(level)
     texts = pack_of(contrast).limit(limit)
     asked = None if behaviour is None else pack_of(behaviour).limit(limit)
-    from driftlens.report import Report
-    from driftlens.steer import Options, kept_by, study
-    from driftlens.steer.study import matched
-
     kept = [pack_of(name) for name in capability] if capability else kept_by(texts)
     kept = [pack.limit(limit) for pack in kept]
     if (Path(model) / "adapter_config.json").is_file():
@@ -313,7 +316,7 @@ def apply(
     force: Annotated[
         bool, typer.Option("--force", help="Steer another model of the same shape too.")
     ] = False,
-    base: Base = None,
+    base: AdapterBase = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Prompts that are gone on with at a time.")
     ] = 16,
@@ -348,7 +351,7 @@ def apply(
         kept.steers(r, **how)
     check(max_new_tokens, temperature, batch_size, at)
     found = applied(
-        _load(context, model, base),
+        model_of(context, model, base),
         kept,
         prompts,
         asked,
@@ -392,7 +395,7 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     }.items():
         typer.echo(f"{name:12} {what}")
     typer.echo("")
-    _table(card["metrics"])
+    print_table(card["metrics"])
 
 
 @steer.command()
@@ -433,7 +436,7 @@ def import_(
         bool, typer.Option("--force", help="Take directions of another type of model too.")
     ] = False,
     overwrite: Overwritten = False,
-    base: Base = None,
+    base: AdapterBase = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -447,12 +450,12 @@ def import_(
 
     driftlens steer import happy.gguf org/model --out happy
     """
-    from driftlens.steer import KeptDirections
+    from driftlens.steer import CARD, TENSORS, KeptDirections
     from driftlens.steer.kept import exchanged
 
     exchanged(file)
-    _try(out, overwrite)
-    loaded, at = _load(context, model, base), cast("Positions", positions)
+    try_out(out, overwrite, {CARD, TENSORS})
+    loaded, at = model_of(context, model, base), cast("Positions", positions)
     kept = KeptDirections.imported(file, loaded, layer=layer, positions=at, force=force)
     kept.save(out, overwrite=overwrite)
     typer.echo(out)
@@ -531,35 +534,10 @@ def _numbers(text: str, option: str) -> list[float]:
 
 def _prompts(prompts: Sequence[str] | None, file: str | None) -> list[str]:
     """The prompts that are given, or those of a file: its lines, or what its rows call so."""
-    from driftlens.packs.rows import contents, decoded, form_of, rows_of, string
-
     if (not prompts) == (file is None):
         raise DriftlensError(
             "--prompt or --text, one of them",
             found="none" if file is None else "both",
             remedy="Give a prompt with --prompt, or a file of them with --text.",
         )
-    if file is None:
-        return list(prompts or ())
-    raw = contents(file)
-    form = form_of(file, raw)
-    if form == "plain":
-        found = [line.strip() for line in decoded(file, raw).split("\n") if line.strip()]
-    else:
-        rows = rows_of(file, raw, form)
-        found = [string(at, row, "prompt" if "prompt" in row else "text") for at, row in rows]
-    if not found:
-        raise DriftlensError(f"prompts in {file}", found="none", remedy="Write one to a line.")
-    return found
-
-
-def _try(out: Path, overwrite: bool) -> None:
-    """Before anything is loaded: whether directions can be written there."""
-    from driftlens.results.store import staged
-    from driftlens.steer import CARD, TENSORS
-
-    class Undone(Exception):
-        pass
-
-    with suppress(Undone), staged(out, {CARD, TENSORS}, overwrite=overwrite):
-        raise Undone
+    return list(prompts or ()) if file is None else texts_in(file, "prompt")
