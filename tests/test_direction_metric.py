@@ -166,8 +166,8 @@ def by_role(pack, rows):
         ("llama", "last", True),
         ("llama", "last", False),
         ("llama", "answer", True),
-        ("gpt2", "response", True),
-        ("gpt2", "response", False),
+        pytest.param("gpt2", "response", True, marks=pytest.mark.slow),
+        pytest.param("gpt2", "response", False, marks=pytest.mark.slow),
     ],
 )
 def test_norms_lengths_and_directions_are_those_of_plain_hooks(family, at, pairs):
@@ -690,6 +690,7 @@ def test_families_are_drawn_together():
     assert one.split_half_cosine.mean() > other.split_half_cosine.mean() + 0.1
 
 
+@pytest.mark.slow
 def test_what_is_found_survives_the_store_and_is_drawn(tmp_path):
     base = models().base
     for name, pair in (("two", models()), ("one", ModelPair(base, base))):

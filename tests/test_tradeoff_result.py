@@ -137,6 +137,7 @@ def draws():
     return [told(*noisy(seed), seed=seed) for seed in range(40)]
 
 
+@pytest.mark.slow
 def test_a_true_theory_holds_of_tossed_items(draws):
     for name in ("behaviour_verdict", "capability_verdict"):
         held = sum(getattr(one, name) == "holds" for one in draws)
@@ -145,6 +146,7 @@ def test_a_true_theory_holds_of_tossed_items(draws):
     assert sum(one.from_fits for one in draws) >= 34
 
 
+@pytest.mark.slow
 def test_intervals_of_tossed_items_hold_the_truth(draws):
     for name, truth in zip(
         ("tanh_a", "tanh_b0", "rational_a", "rational_b"), (A, B0, *CAPABLE), strict=True
@@ -520,6 +522,7 @@ def test_what_gains_nothing_measurable_is_not_called_a_gain():
     assert found.headline() == ""
 
 
+@pytest.mark.slow
 def test_what_is_found_survives_the_store_and_is_drawn(tmp_path):
     controls = [noisy(seed) for seed in (7, 8, 9)]
     text = reading(np.arange(1, 31), square(R) * np.arange(1, 31)[:, None])

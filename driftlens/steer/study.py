@@ -111,9 +111,10 @@ class Options:
         """
         Directions(None, (self.part, *self.parts), self.method, self.at)
         refuse_other_positions(self.positions)
-        strengths = self.strengths or ()
+        strengths = (-1.0, 1.0) if self.strengths is None else self.strengths
         for name, good, wanted in (
             ("strengths", all(map(isfinite, strengths)), "finite numbers"),
+            ("strengths", len({0.0, *strengths}) > 2, "two numbers at least beside 0"),
             ("points", self.points > 2 * len(FIRST) - 2, f"a number over {2 * len(FIRST) - 2}"),
             ("controls", self.controls >= 0, "a number from 0 on"),
             ("weight", 0 < self.weight < inf, "a finite number above 0"),
@@ -578,6 +579,13 @@ class _Study:
                     "finite logits of the unsteered model",
                     found=f"others in {MODELS[side]} ({name})",
                     remedy="Check that checkpoint, or try --dtype float32.",
+                )
+            if len(strengths) < 3:
+                beyond = both_finite(self._lines[side])[1]
+                raise DriftlensError(
+                    f"finite logits of {MODELS[side]} at two strengths beside 0 at least",
+                    found=f"others at r = {min(beyond, key=abs):.4g}",
+                    remedy="Give smaller --strengths, or leave them out.",
                 )
         return found
 
