@@ -378,6 +378,7 @@ BROKEN = {
     "no numbers": (lambda f: (f / "probe.safetensors").unlink(), LoadError, "^expected the folder"),
     "no json": (lambda f: (f / "card.json").write_text("{"), LoadError, "card in JSON"),
     "no card": (lambda f: (f / "card.json").write_text("[]"), DriftlensError, "format None"),
+    "no number": (lambda f: broken(f, level=float("nan")), LoadError, "NaN is no number in JSON"),
     "half the numbers": (
         lambda f: (f / "probe.safetensors").write_bytes(b"12345678"),
         LoadError,

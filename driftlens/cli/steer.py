@@ -451,7 +451,7 @@ def import_(
     driftlens steer import happy.gguf org/model --out happy
     """
     from driftlens.steer import CARD, TENSORS, KeptDirections
-    from driftlens.steer.kept import exchanged
+    from driftlens.steer.exchange import exchanged
 
     exchanged(file)
     try_out(out, overwrite, {CARD, TENSORS})

@@ -64,6 +64,11 @@ def digest(weights: Mapping[str, Tensor], most: int | None = None) -> str:
     return found.hexdigest()
 
 
+def dtype_of(model: Model) -> str:
+    """What a model computes in, if it says so."""
+    return str(getattr(model, "dtype", "unknown")).removeprefix("torch.")
+
+
 def _weights(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter that is in use, by the name that it has without adapters."""
     # Of a whole net of transformers, `disable_adapters` is a method.

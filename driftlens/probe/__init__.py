@@ -4,8 +4,10 @@ A folder holds the numbers (`probe.safetensors`) and a card that says whose they
 a hash of its weights, the place, what was learnt from, and how right they are on pairs held out.
 """
 
+from driftlens.results.folders import CARD
+
 from .asked import METHODS, Options
-from .trained import CARD, TENSORS, Applied, TrainedProbes
+from .trained import TENSORS, Applied, TrainedProbes
 from .training import train
 
 __all__ = ["CARD", "METHODS", "TENSORS", "Applied", "Options", "TrainedProbes", "train"]

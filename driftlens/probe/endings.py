@@ -79,11 +79,6 @@ def one_model(model: Model | ModelPair) -> Model:
     return model.base
 
 
-def dtype_of(model: Model) -> str:
-    """What a model computes in, if it says so."""
-    return str(getattr(model, "dtype", "unknown")).removeprefix("torch.")
-
-
 def layers_of(asked: frozenset[int] | None, model: Model) -> list[int]:
     """The blocks that are asked for, ascending; None is all."""
     layers = sorted(range(model.depth) if asked is None else asked)

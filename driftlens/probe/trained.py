@@ -1,6 +1,5 @@
 """Probes that are kept: a folder with their numbers and a card, and what they make of any text."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from driftlens.errors import DriftlensError, LoadError
+from driftlens.errors import DriftlensError
 from driftlens.formulas.intervals import bootstrap
 from driftlens.models import Model, ModelPair
-from driftlens.models.fingerprint import fingerprint
+from driftlens.models.fingerprint import dtype_of, fingerprint
 from driftlens.packs import Form, Pack, Twins
-from driftlens.packs.twins import sha256_of, short_of
-from driftlens.results.store import staged, write_json
+from driftlens.packs.twins import short_of
+from driftlens.results.folders import Keeping
 
 from .asked import (
     METHODS,
@@ -24,16 +23,22 @@ from .asked import (
     refuse_other_kinds,
     refuse_silence,
 )
-from .endings import dtype_of, one_model, states_of
+from .endings import one_model, states_of
 from .judging import estimator, judge, judged
 
 if TYPE_CHECKING:
     from driftlens.estimators import ContrastProbe
 
-CARD, TENSORS = "card.json", "probe.safetensors"
+TENSORS, FORMAT = "probe.safetensors", 1
 
-FORMAT = 1
-"""Of the folder."""
+FOLDER = Keeping(
+    "a probe",
+    TENSORS,
+    FORMAT,
+    command="driftlens probe train",
+    again="train the probe again",
+    broken="Train the probe again.",
+)
 
 READERS = METHODS | {"pa-ccs": "CCS"}
 """What reads single statements once a direction is found."""
@@ -205,13 +210,7 @@ class TrainedProbes:
         Raises:
             DriftlensError: Something stands there already, and is not to be replaced or not ours.
         """
-        from safetensors.numpy import save
-
-        with staged(folder, {CARD, TENSORS}, overwrite=overwrite) as draft:
-            body = save({name: np.ascontiguousarray(some) for name, some in self.tensors.items()})
-            (draft / TENSORS).write_bytes(body)
-            write_json({**self.card, "sha256": sha256_of(body)}, draft / CARD)
-        return Path(folder)
+        return FOLDER.save(self.card, self.tensors, folder, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> "TrainedProbes":
@@ -221,10 +220,9 @@ class TrainedProbes:
             LoadError: It is not there, or a file of it is broken.
             DriftlensError: Another version wrote it, or its two files do not belong together.
         """
-        card, body = _read_card(Path(folder) / CARD), _read(Path(folder) / TENSORS)
-        tensors = _read_tensors(Path(folder) / TENSORS, body)
-        probes = cls({name: what for name, what in card.items() if name != "sha256"}, tensors)
-        probes._check(folder, card.get("sha256") == sha256_of(body))
+        held = FOLDER.load(folder)
+        probes = cls(held.card, held.tensors)
+        probes._check(folder, held.whole)
         return probes
 
     def _watched(
@@ -338,7 +336,7 @@ class TrainedProbes:
             raise DriftlensError(
                 f"a card in {folder} as driftlens writes it",
                 found=f"{type(error).__name__}: {error}",
-                remedy="Train the probe again.",
+                remedy=FOLDER.broken,
             ) from None
         for name, shape in shapes.items():
             found = self.tensors[name].shape if name in self.tensors else None
@@ -347,14 +345,9 @@ class TrainedProbes:
                 raise DriftlensError(
                     f"`{name}` [{sizes}] in {TENSORS} of {folder}, as its card tells",
                     found="none" if found is None else f"shape {list(found)}",
-                    remedy="Restore both files, or train the probe again.",
+                    remedy=FOLDER.restore,
                 )
-        if not whole:
-            raise DriftlensError(
-                f"{TENSORS} of {folder} with the sha256 that its card names",
-                found="another",
-                remedy="Restore both files, or train the probe again.",
-            )
+        FOLDER.refuse_strangers(folder, whole)
 
 
 def _applied(probe: "ContrastProbe", states: np.ndarray, layer: int) -> Applied:
@@ -366,44 +359,3 @@ def _fits_into(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
     return len(found) == len(shape) and all(
         wanted in (None, size) for size, wanted in zip(found, shape, strict=True)
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise LoadError(
-            f"the folder of a probe, with {path.name}, at {path.parent}",
-            found=error.strerror or str(error),
-            remedy="Give the folder that `driftlens probe train` wrote.",
-        ) from None
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    body = _read(path)
-    try:
-        card = json.loads(body.decode())
-    except ValueError as error:
-        raise LoadError(
-            f"a card in JSON at {path}", found=str(error), remedy="Train the probe again."
-        ) from None
-    known = card.get("format") if isinstance(card, dict) else None
-    if known != FORMAT:
-        raise DriftlensError(
-            f"a probe of format {FORMAT} at {path.parent}",
-            found=f"format {known!r}",
-            remedy="Install the version of driftlens that wrote it, or train the probe again.",
-        )
-    return card
-
-
-def _read_tensors(path: Path, body: bytes) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return load(body)
-    except SafetensorError as error:
-        raise LoadError(
-            f"tensors at {path}", found=str(error), remedy="Train the probe again."
-        ) from None

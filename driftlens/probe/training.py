@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from driftlens.models import Model, ModelPair
-from driftlens.models.fingerprint import fingerprint
+from driftlens.models.fingerprint import dtype_of, fingerprint
 from driftlens.packs import Pack
 
 from .asked import METHODS, SEARCHED, UNSETTLED, Asked, Options, Twins, folds_of, refuse_others
-from .endings import dtype_of, layers_of, one_model, states_of
+from .endings import layers_of, one_model, states_of
 from .judging import estimator, judge, judged
 from .trained import FORMAT, PLACES, TrainedProbes
 

@@ -5,9 +5,11 @@ model by a hash of its weights, the place, how they were found, and how sure eac
 """
 
 from driftlens.models.steering import Ablate, Add, Clamp, Project, Steer, steered
+from driftlens.results.folders import CARD
 
 from .applied import Applied, applied
-from .kept import CARD, TENSORS, KeptDirections, Mode, Strength
+from .cards import TENSORS, Strength
+from .kept import KeptDirections, Mode
 from .study import Options, Steering, kept_by, study
 
 __all__ = [

@@ -8,7 +8,7 @@ to say. No direction is found or applied here.
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -334,6 +334,43 @@ def _by_block(path: str | Path, named: Mapping[str, np.ndarray]) -> dict[int, np
             raise _mistaken(path, "one vector for each block", f"two of block {match[1]}")
         found[int(match[1])] = vector
     return found
+
+
+# By a file's ending
+
+READERS = {".gguf": read_gguf, ".safetensors": read_tensors}
+WRITERS = {".gguf": write_gguf, ".safetensors": write_tensors}
+
+
+def exchanged(path: str | Path) -> Exchanged:
+    """What a file of others holds, by its ending.
+
+    Raises:
+        LoadError: It cannot be read.
+        DriftlensError: It ends otherwise.
+    """
+    read: Exchanged = _by_ending(path, READERS)(path)
+    return read
+
+
+def writer_of(path: str | Path) -> Callable[[Mapping[int, np.ndarray], Path, str], None]:
+    """What writes a file of others, by its ending: `write_gguf` or `write_tensors`.
+
+    Raises:
+        DriftlensError: It ends otherwise.
+    """
+    write: Callable[[Mapping[int, np.ndarray], Path, str], None] = _by_ending(path, WRITERS)
+    return write
+
+
+def _by_ending(path: str | Path, known: Mapping[str, Any]) -> Any:
+    if Path(path).suffix not in known:
+        raise DriftlensError(
+            f"a file that ends in {' or '.join(known)}",
+            found=str(path),
+            remedy="Name the format by the file's ending.",
+        )
+    return known[Path(path).suffix]
 
 
 # Live objects

@@ -3,25 +3,22 @@
 No direction is found here, and no strength is chosen.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 
-from driftlens.errors import DriftlensError, LoadError
+from driftlens.errors import DriftlensError
 from driftlens.models import Model
-from driftlens.models.fingerprint import fingerprint
+from driftlens.models.fingerprint import dtype_of, fingerprint
 from driftlens.models.hooks import HookedModel
 from driftlens.models.sites import Part
 from driftlens.models.steering import (
-    PARTS,
     Ablate,
     Add,
     Change,
@@ -33,17 +30,24 @@ from driftlens.models.steering import (
 )
 from driftlens.packs import Pack
 from driftlens.packs.twins import sha256_of, short_of
-from driftlens.results.store import staged, writable, write_json
+from driftlens.results.store import writable
 
-from .exchange import Exchanged, read_gguf, read_tensors, write_gguf, write_tensors
+from .cards import (
+    FOLDER,
+    FORMAT,
+    Strength,
+    check,
+    plain,
+    row_found,
+    row_of,
+    told_of,
+    type_of,
+    wrong_in,
+)
+from .exchange import exchanged, writer_of
 
 if TYPE_CHECKING:
     from driftlens.estimators import Direction
-
-CARD, TENSORS = "card.json", "directions.safetensors"
-
-FORMAT = 1
-"""Of the folder."""
 
 Mode = Literal["add", "ablate", "clamp", "project"]
 """What is done along a direction."""
@@ -53,37 +57,6 @@ AMOUNTS: dict[str, type[Add] | type[Clamp]] = {"add": Add, "clamp": Clamp}
 
 ERASURES: dict[str, type[Ablate] | type[Project]] = {"ablate": Ablate, "project": Project}
 """Changes that have none."""
-
-READERS = {".gguf": read_gguf, ".safetensors": read_tensors}
-WRITERS = {".gguf": write_gguf, ".safetensors": write_tensors}
-"""Formats of others, by the endings of files."""
-
-FIGURES = ("accuracy", "split_half_cosine", "p_value")
-"""What is known of a layer's direction besides what it tells itself; see `DirectionsResult`."""
-
-UNIT = 1e-9
-"""How far the length of a vector of length 1 may be from it, by rounding."""
-
-AGAIN = "Restore both files, or find the directions again."
-
-
-class Strength(NamedTuple):
-    """How far to go along the direction of the recommended layer, and what comes of it."""
-
-    r: float
-    """The step, in the stream's own units."""
-
-    low: float = float("nan")
-    """Lower end of its interval; NaN if there is none."""
-
-    high: float = float("nan")
-    """Upper end of it."""
-
-    gain: float = float("nan")
-    """What it adds to the behaviour."""
-
-    cost: float = float("nan")
-    """What it takes from the capability."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +111,7 @@ class KeptDirections:
         """
         rows = {int(row["layer"]): row for row in figures}
         metrics = [
-            _measured(number, found[number], rows.get(number, {})) for number in sorted(found)
+            row_found(number, found[number], rows.get(number, {})) for number in sorted(found)
         ]
         card = {
             "method": method,
@@ -148,7 +121,7 @@ class KeptDirections:
             "file": None,
             "metrics": metrics,
             "layer": layer,
-            "strength": None if strength is None else _plain(strength._asdict()),
+            "strength": None if strength is None else plain(strength._asdict()),
         }
         return cls._made(model, {n: found[n].unit for n in found}, part, card)
 
@@ -176,7 +149,7 @@ class KeptDirections:
             DriftlensError: It ends otherwise; or its vectors do not fit the model, or are zero.
         """
         read = exchanged(path)
-        own = _type_of(model)
+        own = type_of(model)
         if read.model_type and own and read.model_type != own and not force:
             raise DriftlensError(
                 f"directions of a model of type {own}, as {model.name} is",
@@ -193,7 +166,7 @@ class KeptDirections:
             "positions": positions,
             "pack": None,
             "file": {"name": Path(path).name, "sha256": sha256_of(Path(path).read_bytes())},
-            "metrics": [_known(number, norm=norms[number]) for number in vectors],
+            "metrics": [row_of(number, norm=norms[number]) for number in vectors],
             "layer": layer,
             "strength": None,
         }
@@ -209,20 +182,12 @@ class KeptDirections:
         whole = {
             "format": FORMAT,
             "driftlens": str(import_module("driftlens").__version__),
-            "model": {
-                "name": model.name,
-                "sha256": fingerprint(model),
-                "width": model.width,
-                "depth": model.depth,
-                "dtype": _dtype_of(model),
-                "causal": model.causal,
-                "type": _type_of(model),
-            },
+            "model": told_of(model),
             "part": part,
             "layers": layers,
             **card,
         }
-        if wrong := _wrong(whole):
+        if wrong := wrong_in(whole):
             raise DriftlensError(
                 "what can be kept of directions", found=wrong, remedy="Give another, or leave it."
             )
@@ -287,7 +252,7 @@ class KeptDirections:
             raise DriftlensError(
                 f"the model that the directions are of, {mine['name']} with the weights "
                 f"{short_of(mine['sha256'])} in {mine['dtype']}",
-                found=f"{model.name} with the weights {short_of(sha256)} in {_dtype_of(model)}",
+                found=f"{model.name} with the weights {short_of(sha256)} in {dtype_of(model)}",
                 remedy="Give that model, or --force (force=True) to steer another one.",
             )
 
@@ -394,7 +359,7 @@ class KeptDirections:
             DriftlensError: It ends otherwise, or is there already; the directions are not of the
                 stream that leaves a block; or of block 0 in GGUF, which has no place for it.
         """
-        path, write = Path(path), _by_ending(path, WRITERS)
+        path, write = Path(path), writer_of(path)
         if self.card["part"] != "out":
             raise DriftlensError(
                 "directions of the stream that leaves a block, which others add to",
@@ -424,13 +389,7 @@ class KeptDirections:
         Raises:
             DriftlensError: Something stands there already, and is not to be replaced or not ours.
         """
-        from safetensors.numpy import save
-
-        with staged(folder, {CARD, TENSORS}, overwrite=overwrite) as draft:
-            body = save({name: np.ascontiguousarray(some) for name, some in self.tensors.items()})
-            (draft / TENSORS).write_bytes(body)
-            write_json({**self.card, "sha256": sha256_of(body)}, draft / CARD)
-        return Path(folder)
+        return FOLDER.save(self.card, self.tensors, folder, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -440,40 +399,9 @@ class KeptDirections:
             LoadError: It is not there, or a file of it is broken.
             DriftlensError: Another version wrote it, or its two files do not belong together.
         """
-        card, body = _read_card(Path(folder) / CARD), _read(Path(folder) / TENSORS)
-        tensors = _read_tensors(Path(folder) / TENSORS, body)
-        kept = cls({name: what for name, what in card.items() if name != "sha256"}, tensors)
-        kept._check(folder, card.get("sha256") == sha256_of(body))
-        return kept
-
-    def _check(self, folder: str | Path, whole: bool) -> None:
-        """Raise unless vectors and card are each other's."""
-        try:
-            wrong = _wrong(self.card)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            wrong = f"{type(error).__name__}: {error}"
-        if wrong:
-            raise DriftlensError(
-                f"a card in {folder} as driftlens writes it", found=wrong, remedy=AGAIN
-            )
-        if not whole:
-            raise DriftlensError(
-                f"{TENSORS} of {folder} with the sha256 that its card names",
-                found="another",
-                remedy=AGAIN,
-            )
-        shape, unit = (len(self.layers), self.card["model"]["width"]), self.tensors.get("unit")
-        if unit is None or len(self.tensors) > 1 or unit.shape != shape or unit.dtype != float:
-            found = [f"`{n}` {some.dtype} {list(some.shape)}" for n, some in self.tensors.items()]
-            raise DriftlensError(
-                f"`unit` float64 {list(shape)} in {TENSORS} of {folder}, as its card tells",
-                found=", ".join(found) or "none",
-                remedy=AGAIN,
-            )
-        if not bool((np.abs(np.linalg.norm(unit, axis=1) - 1) < UNIT).all()):
-            raise DriftlensError(
-                f"vectors of length 1 in {TENSORS} of {folder}", found="others", remedy=AGAIN
-            )
+        held = FOLDER.load(folder)
+        check(held, folder)
+        return cls(held.card, held.tensors)
 
     def _number(self, layer: int) -> int:
         if layer not in self.layers:
@@ -526,42 +454,6 @@ class KeptDirections:
         return Steer(change, layer, self.card["part"])
 
 
-# What is known of a layer, and of a model
-
-
-def _measured(layer: int, found: "Direction", row: Mapping[str, Any]) -> dict[str, Any]:
-    return _known(
-        layer,
-        norm=found.norm,
-        mean_length=float(found.lengths.mean()),
-        relative_norm=found.relative,
-        separation=found.separation,
-        **{name: row[name] for name in FIGURES if name in row},
-    )
-
-
-def _known(layer: int, norm: float, **more: float) -> dict[str, Any]:
-    """A layer's row of the card."""
-    names = ("mean_length", "relative_norm", "separation", *FIGURES)
-    numbers = {"norm": norm, **{name: more.get(name) for name in names}}
-    return {"layer": int(layer), **_plain(numbers)}
-
-
-def _plain(numbers: Mapping[str, Any]) -> dict[str, float | None]:
-    """Numbers as JSON has them: None where they are undefined."""
-    return {name: None if x is None or not isfinite(x) else float(x) for name, x in numbers.items()}
-
-
-def _dtype_of(model: Model) -> str:
-    return str(getattr(model, "dtype", "unknown")).removeprefix("torch.")
-
-
-def _type_of(model: Model) -> str:
-    """The model's type as its config has it; empty if it has none."""
-    config = getattr(getattr(model, "net", None), "config", None)
-    return str(getattr(config, "model_type", ""))
-
-
 def _looked_into(model: Any) -> Model:
     """A live net as a model; `steered` has seen that it is one."""
     if isinstance(model, HookedModel):
@@ -596,110 +488,3 @@ def _check_found(
                 found=f"one of block {layer} of length {norm or 'zero or undefined'}",
                 remedy=f"Leave block {layer} out.",
             )
-
-
-def _wrong(card: Mapping[str, Any]) -> str:
-    """What is wrong with a card, if anything is."""
-    return next(_faults(card), "")
-
-
-def _faults(card: Mapping[str, Any]) -> Iterator[str]:
-    # What comes first is what the rest relies on.
-    model, layers, rows, told = (card[n] for n in ("model", "layers", "metrics", "strength"))
-    words = {n: card[n] for n in ("driftlens", "method")}
-    words |= {f"model.{n}": model[n] for n in ("name", "sha256", "dtype", "type")}
-    yield from (f"{what!r} for {n}" for n, what in words.items() if not isinstance(what, str))
-    for name in ("width", "depth"):
-        if type(model[name]) is not int:
-            yield f"{model[name]!r} for model.{name}"
-    if not layers or any(type(n) is not int or not 0 <= n < model["depth"] for n in layers):
-        yield f"layers {layers}"
-    if layers != sorted({*layers}) or layers != [row["layer"] for row in rows]:
-        yield f"layers {layers} with rows of {[row['layer'] for row in rows]}"
-    for row in rows:
-        if not _positive(row["norm"]):
-            yield f"norm {row['norm']!r} of block {row['layer']}"
-        if row["mean_length"] is not None and not _positive(row["mean_length"]):
-            yield f"mean_length {row['mean_length']!r} of block {row['layer']}"
-    if card["layer"] not in [None, *layers]:
-        yield f"recommended layer {card['layer']!r}"
-    for name, known in (("part", PARTS), ("positions", get_args(Positions))):
-        if card[name] not in known:
-            yield f"{name} {card[name]!r}"
-    if told is not None and not _is_strength(told):
-        yield f"strength {told}"
-
-
-def _positive(number: object) -> bool:
-    return isinstance(number, float | int) and isfinite(number) and number > 0
-
-
-def _is_strength(told: Mapping[str, Any]) -> bool:
-    numbers = [x for x in told.values() if x is not None]
-    right = all(isinstance(x, float | int) and isfinite(x) for x in numbers)
-    return right and {*told} == {*Strength._fields} and told["r"] is not None
-
-
-# Files
-
-
-def exchanged(path: str | Path) -> Exchanged:
-    """What a file of others holds, by its ending.
-
-    Raises:
-        LoadError: It cannot be read.
-        DriftlensError: It ends otherwise.
-    """
-    read: Exchanged = _by_ending(path, READERS)(path)
-    return read
-
-
-def _by_ending(path: str | Path, known: Mapping[str, Any]) -> Any:
-    if Path(path).suffix not in known:
-        raise DriftlensError(
-            f"a file that ends in {' or '.join(known)}",
-            found=str(path),
-            remedy="Name the format by the file's ending.",
-        )
-    return known[Path(path).suffix]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise LoadError(
-            f"the folder of directions, with {path.name}, at {path.parent}",
-            found=error.strerror or str(error),
-            remedy="Give the folder that `driftlens steer` wrote.",
-        ) from None
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    body = _read(path)
-    try:
-        card = json.loads(body.decode(), parse_constant=_no_number)
-    except ValueError as error:
-        raise LoadError(f"a card in JSON at {path}", found=str(error), remedy=AGAIN) from None
-    known = card.get("format") if isinstance(card, dict) else None
-    if known != FORMAT:
-        raise DriftlensError(
-            f"directions of format {FORMAT} at {path.parent}",
-            found=f"format {known!r}",
-            remedy="Install the version of driftlens that wrote it, or find the directions again.",
-        )
-    return card
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _read_tensors(path: Path, body: bytes) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return load(body)
-    except SafetensorError as error:
-        raise LoadError(f"tensors at {path}", found=str(error), remedy=AGAIN) from None

@@ -39,8 +39,9 @@ from driftlens.packs import Pack, between, names
 from driftlens.results import Check, Estimate, Result
 from driftlens.sweeps import Arm, Bends, Choices, Reading, StateGradients, Texts, choices, push_of
 
+from .cards import Strength
 from .courses import FIRST, Line, Looker, both_finite, followed
-from .kept import KeptDirections, Strength
+from .kept import KeptDirections
 from .selection import select
 
 if TYPE_CHECKING:

@@ -1,0 +1,170 @@
+"""The card of kept directions: what it says of a model and its layers, and what may be wrong."""
+
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+
+from driftlens.errors import DriftlensError
+from driftlens.models import Model
+from driftlens.models.fingerprint import dtype_of, fingerprint
+from driftlens.models.steering import PARTS, Positions
+from driftlens.results.folders import Held, Keeping
+
+if TYPE_CHECKING:
+    from driftlens.estimators import Direction
+
+TENSORS, FORMAT = "directions.safetensors", 1
+
+FOLDER = Keeping(
+    "directions",
+    TENSORS,
+    FORMAT,
+    command="driftlens steer",
+    again="find the directions again",
+    broken="Restore both files, or find the directions again.",
+)
+
+FIGURES = ("accuracy", "split_half_cosine", "p_value")
+"""What is known of a layer's direction besides what it tells itself; see `DirectionsResult`."""
+
+UNIT = 1e-9
+"""How far the length of a vector of length 1 may be from it, by rounding."""
+
+
+class Strength(NamedTuple):
+    """How far to go along the direction of the recommended layer, and what comes of it."""
+
+    r: float
+    """The step, in the stream's own units."""
+
+    low: float = float("nan")
+    """Lower end of its interval; NaN if there is none."""
+
+    high: float = float("nan")
+    """Upper end of it."""
+
+    gain: float = float("nan")
+    """What it adds to the behaviour."""
+
+    cost: float = float("nan")
+    """What it takes from the capability."""
+
+
+# What is known of a layer, and of a model
+
+
+def row_found(layer: int, found: "Direction", row: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's row, of a direction that was found and what else was measured of it."""
+    return row_of(
+        layer,
+        norm=found.norm,
+        mean_length=float(found.lengths.mean()),
+        relative_norm=found.relative,
+        separation=found.separation,
+        **{name: row[name] for name in FIGURES if name in row},
+    )
+
+
+def row_of(layer: int, norm: float, **more: float) -> dict[str, Any]:
+    """A layer's row of the card."""
+    names = ("mean_length", "relative_norm", "separation", *FIGURES)
+    numbers = {"norm": norm, **{name: more.get(name) for name in names}}
+    return {"layer": int(layer), **plain(numbers)}
+
+
+def plain(numbers: Mapping[str, Any]) -> dict[str, float | None]:
+    """Numbers as JSON has them: None where they are undefined."""
+    return {name: None if x is None or not isfinite(x) else float(x) for name, x in numbers.items()}
+
+
+def told_of(model: Model) -> dict[str, Any]:
+    """Whose directions they are; all weights of the model are read."""
+    return {
+        "name": model.name,
+        "sha256": fingerprint(model),
+        "width": model.width,
+        "depth": model.depth,
+        "dtype": dtype_of(model),
+        "causal": model.causal,
+        "type": type_of(model),
+    }
+
+
+def type_of(model: Model) -> str:
+    """The model's type as its config has it; empty if it has none."""
+    config = getattr(getattr(model, "net", None), "config", None)
+    return str(getattr(config, "model_type", ""))
+
+
+# What is wrong
+
+
+def check(held: Held, folder: str | Path) -> None:
+    """Raise unless vectors and card are each other's."""
+    card, tensors, whole = held
+    try:
+        wrong = wrong_in(card)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise DriftlensError(
+            f"a card in {folder} as driftlens writes it", found=wrong, remedy=FOLDER.restore
+        )
+    FOLDER.refuse_strangers(folder, whole)
+    shape, unit = (len(card["layers"]), card["model"]["width"]), tensors.get("unit")
+    if unit is None or len(tensors) > 1 or unit.shape != shape or unit.dtype != float:
+        found = [f"`{n}` {some.dtype} {list(some.shape)}" for n, some in tensors.items()]
+        raise DriftlensError(
+            f"`unit` float64 {list(shape)} in {TENSORS} of {folder}, as its card tells",
+            found=", ".join(found) or "none",
+            remedy=FOLDER.restore,
+        )
+    if not bool((np.abs(np.linalg.norm(unit, axis=1) - 1) < UNIT).all()):
+        raise DriftlensError(
+            f"vectors of length 1 in {TENSORS} of {folder}", found="others", remedy=FOLDER.restore
+        )
+
+
+def wrong_in(card: Mapping[str, Any]) -> str:
+    """What is wrong with a card, if anything is."""
+    return next(_faults(card), "")
+
+
+def _faults(card: Mapping[str, Any]) -> Iterator[str]:
+    # What comes first is what the rest relies on.
+    model, layers, rows, told = (card[n] for n in ("model", "layers", "metrics", "strength"))
+    words = {n: card[n] for n in ("driftlens", "method")}
+    words |= {f"model.{n}": model[n] for n in ("name", "sha256", "dtype", "type")}
+    yield from (f"{what!r} for {n}" for n, what in words.items() if not isinstance(what, str))
+    for name in ("width", "depth"):
+        if type(model[name]) is not int:
+            yield f"{model[name]!r} for model.{name}"
+    if not layers or any(type(n) is not int or not 0 <= n < model["depth"] for n in layers):
+        yield f"layers {layers}"
+    if layers != sorted({*layers}) or layers != [row["layer"] for row in rows]:
+        yield f"layers {layers} with rows of {[row['layer'] for row in rows]}"
+    for row in rows:
+        if not _positive(row["norm"]):
+            yield f"norm {row['norm']!r} of block {row['layer']}"
+        if row["mean_length"] is not None and not _positive(row["mean_length"]):
+            yield f"mean_length {row['mean_length']!r} of block {row['layer']}"
+    if card["layer"] not in [None, *layers]:
+        yield f"recommended layer {card['layer']!r}"
+    for name, known in (("part", PARTS), ("positions", get_args(Positions))):
+        if card[name] not in known:
+            yield f"{name} {card[name]!r}"
+    if told is not None and not _is_strength(told):
+        yield f"strength {told}"
+
+
+def _positive(number: object) -> bool:
+    return isinstance(number, float | int) and isfinite(number) and number > 0
+
+
+def _is_strength(told: Mapping[str, Any]) -> bool:
+    numbers = [x for x in told.values() if x is not None]
+    right = all(isinstance(x, float | int) and isfinite(x) for x in numbers)
+    return right and {*told} == {*Strength._fields} and told["r"] is not None
