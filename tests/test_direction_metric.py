@@ -252,6 +252,15 @@ def test_what_is_told_is_told_anew_when_more_of_a_text_was_seen():
     assert len(told) > len(ASKED)
 
 
+def test_a_response_ends_where_its_text_goes_on():
+    pair, pack = models(), answered()
+    longer = replace(pack, examples=[replace(e, text=e.text + " So be it.") for e in pack.examples])
+    np.testing.assert_allclose(
+        found(longer, at="response").norm, found(pack, at="response").norm, rtol=1e-4
+    )
+    assert pair.base.causal
+
+
 def test_tokens_before_the_last_are_read_if_asked_for():
     pair, pack = models(), answered()
     for back in (0, 1, 2):

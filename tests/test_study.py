@@ -243,6 +243,10 @@ def test_a_curve_is_what_the_live_net_says_when_it_is_steered(whole, model):
         assert first.capability[row] == pytest.approx(of_choices(live, quiz, steers)[2], **_approx)
         assert second.capability[row] == pytest.approx(of_texts(live, world, steers), **_approx)
         assert second.behaviour[row] == first.behaviour[row]
+    # Unsteered, all that differs is the order of sums.
+    agree, *_ = of_choices(live, items)
+    assert first.behaviour[3] == pytest.approx(agree, abs=2e-6)
+    assert second.capability[3] == pytest.approx(of_texts(live, world), abs=2e-6)
 
 
 _approx = {"rel": 1e-4, "abs": 1e-5}
@@ -449,8 +453,8 @@ def test_the_frontier_that_is_drawn_is_that_of_the_rate(whole):
         len(line.get_ydata()) == 61 and np.allclose(line.get_ydata(), wanted)
         for line in panel.get_lines()
     )
-    # ΔS = ΔC cos α + sin α √(B² − ΔC²): at 60° and a loss of a half, 1.0 · ½ − … by hand.
-    assert tax_frontier(0.5, 0.5, 1.0) == pytest.approx(0.25 + np.sqrt(3) / 2 * np.sqrt(0.75))
+    # ΔS = ΔC cos α + sin α √(B² − ΔC²): at 60°, a half of either is ¼ + ¾.
+    assert tax_frontier(0.5, 0.5, 1.0) == pytest.approx(1.0)
 
 
 # Other ways to ask
@@ -560,6 +564,37 @@ def test_choices_that_are_the_contrast_themselves_are_halved():
     one = curve(found, "base")
     assert one.items == len(families) - len(families[::2])
     assert of(found, "directions")[0].pairs == len(families[::2])
+
+
+@pytest.mark.slow
+def test_statements_and_their_opposites_are_a_contrast_too():
+    deeds, judges = Pack.load("deeds").limit(40), Pack.load("deeds-choices")
+    judged = replace(judges, examples=judges.examples[:12])
+    found = studied(contrast=deeds, judged=judged, strengths=(-0.5, 0.5), controls=0)
+    (main, *_) = of(found, "directions")
+    assert main.pairs == main.positive == 20
+    assert {result.pack for result in found.results} == {"deeds"}
+    assert curve(found, "base").behaviour_pack == "deeds-choices"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "at"), [("pca", "last"), ("mean-difference", "response"), ("discriminant", "last")]
+)
+def test_a_direction_is_pushed_however_and_wherever_it_was_found(method, at):
+    found = studied(
+        judged=behaviour(), layers=(3,), strengths=(-0.5, 0.5), controls=0, method=method, at=at
+    )
+    one = curve(found, "base")
+    assert one.method == of(found, "directions")[0].method == method
+    assert of(found, "directions")[0].at == at
+    unit = found.directions["base", Site(3)].unit
+    assert np.linalg.norm(unit) == pytest.approx(1)
+    steer = Steer(Add(torch.from_numpy(unit), float(one.strength[-1])), 3)
+    agree, *_ = of_choices(demo().base, behaviour(), [steer])
+    assert one.behaviour[-1] == pytest.approx(agree, **_approx)
+    # More of the positive role is more politeness.
+    assert one.slope.value > 0
 
 
 @pytest.mark.slow
@@ -704,6 +739,18 @@ REFUSED = {
     ),
     "a method": (wrong(method="means"), "a method among.*found 'means'"),
     "a place": (wrong(at="end"), "a place among.*found 'end'"),
+    "models that read other tokens": (
+        lambda: studied(
+            ModelPair(
+                nets.model("llama"),
+                HookedModel(nets.net("llama"), nets.tokenizer(merges=20), "other"),
+            ),
+            kept=[nets.pack(nets.TEXTS)],
+            judged=Pack("marks", "choice", [Example("A bell", choices=("!", "?"), wanted=(0,))]),
+            layers=(1,),
+        ),
+        "cut the text into the same tokens",
+    ),
     "answers of several tokens": (wrong(at="answer"), "differ in one token"),
 }
 

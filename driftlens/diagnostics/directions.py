@@ -67,8 +67,9 @@ class DirectionsResult(Result):
     over = "Which way, how far, at what cost"
     how = """
 Texts of two roles (polite and rude, refused and harmless, true and false) are shown to both \
-models, and the state of each text is taken where it is read: at its last token, at the token in \
-which the two answers of a pair differ, or as the mean over its response. A direction leads from \
+models, and the state of each text is taken where it is read: at its last token (of masked models \
+at the first one, which the whole text is read into), at the token in which the two answers of a \
+pair differ, or as the mean over its response. A direction leads from \
 the negative role to the positive one. Difference of means: v = μ₊ − μ₋ (Arditi et al. 2024); \
 caa: the same within pairs, at the answer's token (Rimsky et al. 2024); pca: the top component of \
 differences within pairs, not centred, since centring takes away the very signal (Zou et al. \
@@ -987,8 +988,9 @@ def _spots(
                 found=f"none in text {number}",
                 remedy="Give each row a `response`, or read texts at their last token (--at last).",
             )
-        first = int(text[np.argmax(document.end[text] > example.scored[0])])
-        found[number] = (first, last + 1)
+        first, end = example.scored
+        mine = text[(document.end[text] > first) & (document.start[text] < end)]
+        found[number] = (int(mine[0]), int(mine[-1]) + 1)
     return found
 
 
