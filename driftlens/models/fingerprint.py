@@ -64,6 +64,18 @@ def digest(weights: Mapping[str, Tensor], most: int | None = None) -> str:
     return found.hexdigest()
 
 
+def known_by(model: Model) -> dict[str, Any]:
+    """By what a model is known again, as a card tells it; all of its weights are read."""
+    return {
+        "name": model.name,
+        "sha256": fingerprint(model),
+        "width": model.width,
+        "depth": model.depth,
+        "dtype": dtype_of(model),
+        "causal": model.causal,
+    }
+
+
 def dtype_of(model: Model) -> str:
     """What a model computes in, if it says so."""
     return str(getattr(model, "dtype", "unknown")).removeprefix("torch.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from driftlens.models import Model, ModelPair
-from driftlens.models.fingerprint import dtype_of, fingerprint
+from driftlens.models.fingerprint import known_by
 from driftlens.packs import Pack
 
 from .asked import METHODS, SEARCHED, UNSETTLED, Asked, Options, Twins, folds_of, refuse_others
@@ -76,7 +76,7 @@ def train(
     ]
     card = {
         **_settings(options, kept),
-        "model": _known(model),
+        "model": known_by(model),
         "site": "out",
         "token": PLACES[model.causal],
         "layers": layers,
@@ -108,18 +108,6 @@ def _settings(options: Options, kept: "Kept") -> dict[str, Any]:
 def _version() -> str:
     # The root of the package names all its floors, and is asked for its version alone.
     return str(import_module("driftlens").__version__)
-
-
-def _known(model: Model) -> dict[str, Any]:
-    """By what a model is known again."""
-    return {
-        "name": model.name,
-        "sha256": fingerprint(model),
-        "width": model.width,
-        "depth": model.depth,
-        "dtype": dtype_of(model),
-        "causal": model.causal,
-    }
 
 
 class Judged(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 from driftlens.errors import DriftlensError
 from driftlens.models import Model
-from driftlens.models.fingerprint import dtype_of, fingerprint
+from driftlens.models.fingerprint import known_by
 from driftlens.models.steering import PARTS, Positions
 from driftlens.results.folders import Held, Keeping
 
@@ -82,15 +82,7 @@ def plain(numbers: Mapping[str, Any]) -> dict[str, float | None]:
 
 def told_of(model: Model) -> dict[str, Any]:
     """Whose directions they are; all weights of the model are read."""
-    return {
-        "name": model.name,
-        "sha256": fingerprint(model),
-        "width": model.width,
-        "depth": model.depth,
-        "dtype": dtype_of(model),
-        "causal": model.causal,
-        "type": type_of(model),
-    }
+    return {**known_by(model), "type": type_of(model)}
 
 
 def type_of(model: Model) -> str:
