@@ -201,9 +201,9 @@ def even_part(
     if keep >= every:
         return pack, ""
     chosen = set(np.linspace(0, every - 1, max(2, keep)).round().astype(int).tolist())
-    kept = [e for e, c in zip(pack.examples, pack.clusters, strict=True) if c in chosen]
-    said = f"Measured on {len(kept)} of {len(pack.examples)} documents, evenly chosen."
-    return replace(pack, examples=kept), said
+    part, _ = pack.parted(chosen)
+    said = f"Measured on {len(part.examples)} of {len(pack.examples)} documents, evenly chosen."
+    return part, said
 
 
 def _wants(metrics: Sequence[Metric]) -> Wants:

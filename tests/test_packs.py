@@ -151,6 +151,15 @@ def test_a_limit_keeps_the_last_group_whole(tmp_path):
     assert [len(pack.limit(n).examples) for n in (1, 3, 4, 9, None)] == [3, 3, 6, 9, 9]
 
 
+def test_families_fall_whole_into_one_part_or_the_other(tmp_path):
+    pack = read_rows(tmp_path, STEREOSET)
+    one, other = pack.parted({0, 2})
+    assert [*other.examples] == [*pack.examples[3:6]]
+    assert [*one.examples] == [*pack.examples[:3], *pack.examples[6:]]
+    for part in (one, other):
+        assert (part.name, part.kind, part.card) == (pack.name, pack.kind, pack.card)
+
+
 def test_a_limit_of_nothing_is_refused(tmp_path):
     with pytest.raises(DriftlensError, match="at least 1 example"):
         read_rows(tmp_path, STEREOSET).limit(0)

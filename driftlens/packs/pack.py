@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,14 @@ class Pack:
                 key = "family", one.family
             found.append(numbers.setdefault(key, len(numbers)))
         return found
+
+    def parted(self, families: Set[int]) -> tuple["Pack", "Pack"]:
+        """The examples of some families, as `clusters` numbers them, and those of the others."""
+        parts: tuple[list[Example], list[Example]] = ([], [])
+        for example, family in zip(self.examples, self.clusters, strict=True):
+            parts[family not in families].append(example)
+        one, other = (Pack(self.name, self.kind, some, self.card) for some in parts)
+        return one, other
 
     def limit(self, count: int | None) -> "Pack":
         """The pack's first `count` examples, with the rest of the last one's group.

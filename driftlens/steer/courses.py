@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -80,18 +81,13 @@ class Looker:
         for place, reading in enumerate(self.readings):
             sweep = Sweep(reading, arms, self.positions)
             name = f"{reading.pack.name}, steered"
-
-            def told(done: int, of: int, name: str = name) -> None:
-                if self.progress is not None:
-                    self.progress(name, done, of)
-
             measure(
                 self.pair,
                 reading.pack,
                 [sweep],
                 rows=self.rows,
                 length=self.length,
-                progress=told,
+                progress=self.progress and partial(self.progress, name),
             )
             clusters = np.array(reading.pack.clusters, np.int64)[sweep.sums.documents]
             for number, arm in enumerate(arms):

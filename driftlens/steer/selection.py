@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -67,15 +68,11 @@ def select(
     answers, wanted = _answers(behaviour)
     _refuse_responses(contrast)
     learning, judging = _parted(contrast)
-
-    def told(name: str):
-        return None if progress is None else (lambda done, of: progress(name, done, of))
-
     vectors: dict[tuple[int, int], np.ndarray] = {}
     for back in range(_shared(pair, contrast)):
         metric = Means(None, ("out",), seed=seed, back=back)
-        name = f"{contrast.name}, token {-1 - back}"
-        measure(pair, learning, [metric], rows=rows, length=length, progress=told(name))
+        told = progress and partial(progress, f"{contrast.name}, token {-1 - back}")
+        measure(pair, learning, [metric], rows=rows, length=length, progress=told)
         found = metric.found()
         for layer in range(pair.depth):
             one = found[MODELS[side], Site(layer)]
@@ -92,8 +89,8 @@ def select(
     ]
     reading = replace(reading, pack=replace(reading.pack, examples=roles))
     candidates = Candidates(reading, vectors, side)
-    name = f"{contrast.name}, judged"
-    measure(pair, reading.pack, [candidates], rows=rows, length=length, progress=told(name))
+    told = progress and partial(progress, f"{contrast.name}, judged")
+    measure(pair, reading.pack, [candidates], rows=rows, length=length, progress=told)
     model = MODELS[0] if pair.base is pair.aligned else MODELS[side]
     return replace(selected(candidates.means(), vectors, model, depth), pack=contrast.name)
 
@@ -128,11 +125,9 @@ def _parted(contrast: Pack) -> tuple[Pack, Pack]:
         families = list(dict.fromkeys(family for e, family in pairs if e.role == role))
         fresh = [family for family in families if family not in judging]
         judging |= set(fresh[::ONE_IN]) if len(fresh) == len(families) else set()
-    parts: tuple[list[Example], list[Example]] = ([], [])
-    for example, family in zip(contrast.examples, contrast.clusters, strict=True):
-        parts[family in judging].append(example)
-    for some in parts:
-        held = {example.role for example in some}
+    judged, rest = contrast.parted(judging)
+    for some in (rest, judged):
+        held = {example.role for example in some.examples}
         if held != set(TWINS):
             raise DriftlensError(
                 f"families enough of both roles in {contrast.name}, to find directions on some "
@@ -140,8 +135,7 @@ def _parted(contrast: Pack) -> tuple[Pack, Pack]:
                 found=f"none of {' and '.join(set(TWINS) - held)} in one part",
                 remedy="Give more families.",
             )
-    one, other = (replace(contrast, examples=some) for some in parts)
-    return one, other
+    return rest, judged
 
 
 def _shared(pair: ModelPair, contrast: Pack) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -457,12 +457,7 @@ class _Study:
         families = sorted(set(self.behaviour.clusters))
         if self._asked is not None or len(self.behaviour.examples) < LEAST:
             return _Split(self.behaviour, self.behaviour, False)
-        choosing = set(families[::ONE_IN])
-        parts: tuple[list, list] = ([], [])
-        for example, family in zip(self.behaviour.examples, self.behaviour.clusters, strict=True):
-            parts[family not in choosing].append(example)
-        one, other = (replace(self.behaviour, examples=some) for some in parts)
-        return _Split(one, other, True)
+        return _Split(*self.behaviour.parted(set(families[::ONE_IN])), True)
 
     @cached_property
     def behaviour_reading(self) -> Choices:
@@ -801,11 +796,7 @@ class _Study:
         return Estimate(*map(float, at_zero(curve, level=self.options.level).slope.interval))
 
     def _measured(self, pack: Pack, metric: Any) -> list[Result]:
-        def told(done: int, of: int) -> None:
-            if self.progress is not None:
-                self.progress(pack.name, done, of)
-
-        o = self.options
+        o, told = self.options, self.progress and partial(self.progress, pack.name)
         return measure(self.pair, pack, [metric], rows=o.rows, length=o.length, progress=told)
 
 
@@ -828,12 +819,7 @@ def _halves(contrast: Pack) -> tuple[Pack, Pack]:
             found=str(len(families)),
             remedy="Give more items, or others to judge by with --behaviour.",
         )
-    found = set(families[::2])
-    parts: tuple[list, list] = ([], [])
-    for example, family in zip(contrast.examples, contrast.clusters, strict=True):
-        parts[family not in found].append(example)
-    one, other = (replace(contrast, examples=some) for some in parts)
-    return one, other
+    return contrast.parted(set(families[::2]))
 
 
 def _answers(reading: Reading) -> int:
