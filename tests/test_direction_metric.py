@@ -393,6 +393,9 @@ def test_a_difference_of_one_layer_among_others_is_found_and_corrected_for():
         p = [table.at_row(model, layer)["p_value"] for layer in range(DEPTH)]
         assert p[1] == 1 / 1000
         assert min(p[0], p[2]) > 0.05
+    # However loud another layer is, in which the roles mean nothing.
+    loud = states * np.array([1.0, 1.0, 1000.0])[:, None, None]
+    np.testing.assert_allclose(dealt(loud, twins(30)).compute().p_value, table.p_value)
     # Of one layer alone there is nothing to correct for.
     alone = dealt(states[:, 1:2], twins(30), layers={1}).compute()
     ids = np.arange(30), np.arange(30)
