@@ -128,11 +128,11 @@ def _parted(contrast: Pack) -> tuple[Pack, Pack]:
     judged, rest = contrast.parted(judging)
     for some in (rest, judged):
         held = {example.role for example in some.examples}
-        if held != set(TWINS):
+        if lacking := [role for role in TWINS if role not in held]:
             raise DriftlensError(
                 f"families enough of both roles in {contrast.name}, to find directions on some "
                 "and judge them on others",
-                found=f"none of {' and '.join(set(TWINS) - held)} in one part",
+                found=f"none of {' and '.join(lacking)} in one part",
                 remedy="Give more families.",
             )
     return rest, judged
