@@ -399,6 +399,7 @@ def test_the_tax_rate_is_the_share_in_the_span_of_gradients_by_hand(whole, model
         assert tax.rate_by[row] == pytest.approx(cosine**2, rel=1e-3, abs=1e-6)
         assert tax.slope[row] == pytest.approx(gradient @ unit, rel=1e-3, abs=1e-6)
     assert (tax.tasks, tax.width) == (3, demo().width)
+    assert "the span of 3 tasks' gradients (chance 2.3%" in tax.summary()
     np.testing.assert_allclose(tax.chance[tax.task == "all"], 3 / demo().width)
     if model == "aligned":
         assert (tax.steered, tax.at) == ("aligned", layer)
@@ -542,6 +543,8 @@ def test_only_the_tokens_that_are_meant_are_pushed(positions):
     if positions == "response":
         np.testing.assert_array_equal(one.behaviour, one.behaviour[0])
         assert not one.gains
+        assert "choices are read before there is one" in one.notes[0]
+        assert "the span of 1 task's gradient (chance 0.8%" in of(found, "tax_rate")[0].summary()
 
 
 @pytest.mark.slow

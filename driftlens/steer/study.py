@@ -661,7 +661,8 @@ class _Study:
             norm=float(np.mean(norms)),
         )
         read = (self._parts.get(name) for name in (self.behaviour.name, reading.pack.name))
-        notes = [*self._of_ends(side), *self._of_controls(len(controls)), *filter(None, read)]
+        notes = [*self._of_positions(), *self._of_ends(side), *self._of_controls(len(controls))]
+        notes += filter(None, read)
         return replace(result, notes=tuple(notes))
 
     def _of_ends(self, side: int) -> Iterator[str]:
@@ -677,6 +678,13 @@ class _Study:
             yield (
                 "Too few items of behaviour to keep some for choosing the block: it was chosen by "
                 "those that the curve is of."
+            )
+
+    def _of_positions(self) -> Iterator[str]:
+        if self.options.positions == "response":
+            yield (
+                "Only tokens of responses are pushed, and choices are read before there is one: "
+                "what is said of them does not move."
             )
 
     def _of_controls(self, left: int) -> Iterator[str]:
