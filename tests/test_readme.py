@@ -46,7 +46,7 @@ def test_its_python_for_probes_runs_as_it_stands(tmp_path):
 def test_its_python_for_steering_runs_as_it_stands(tmp_path):
     *_, steering = blocks("python")
     said = run(steering, tmp_path)
-    assert "Steering base at the stream after block 3" in said
+    assert "Steering the model at the stream after block 3" in said
     assert "User: Where does Mira live?" in said
 
 

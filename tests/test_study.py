@@ -615,6 +615,25 @@ def test_few_items_choose_the_block_that_they_are_judged_at_and_it_is_said():
     assert of(found, "steering_by_layer")[0].choosing == 8
 
 
+@pytest.mark.slow
+def test_of_what_is_too_large_a_part_is_read_by_all_that_is_told_and_it_is_said():
+    found = studied(
+        kept=[small("world", (0, 30))],
+        judged=behaviour(),
+        layers=(3,),
+        strengths=(-0.25, -0.05, 0.05, 0.25),
+        controls=0,
+        tokens=200,
+    )
+    one = curve(found, "base")
+    assert 2 <= one.documents < 30
+    assert any(note.startswith("world: ") for note in one.notes)
+    (tax,) = of(found, "tax_rate")
+    # Gradients and sweep are of the same texts.
+    assert tax.slope_closed.value == pytest.approx(tax.slope_swept.value, rel=0.2, abs=3e-4)
+    assert tax.slope_swept.low <= tax.slope_closed.value <= tax.slope_swept.high
+
+
 def test_a_curve_ends_where_logits_are_not_finite_and_it_is_said():
     # Beyond float32, where the stream itself is infinite.
     found = studied(judged=behaviour(), layers=(3,), strengths=(-1e39, -0.5, 0.5, 1e38, 1e39))

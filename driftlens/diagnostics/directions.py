@@ -157,6 +157,8 @@ found; noise shortens the cosine, see *Directions of both models*.
         )
         if "aligned" not in self.model.tolist():
             return f"{said}."
+        if np.isnan(self.cosine.value):
+            return f"{said} in base; beside aligned's direction nothing of it is more than noise."
         return (
             f"{said} in base; aligned's direction has a cosine of {self.cosine} with it and "
             f"{self.norm_change} times its length."

@@ -249,6 +249,8 @@ directions that reach as much behaviour at no less capability.
     """The pack that capability is measured by."""
     foremost: bool = fact()
     """Whether that is the first one named."""
+    alone: bool = fact()
+    """Whether there is no other model beside it."""
     behaviour_verdict: str = fact()
     """What can be said of tanh: failed, rejected, outdone, still, undecided, holds or too few."""
     capability_verdict: str = fact()
@@ -284,7 +286,11 @@ directions that reach as much behaviour at no less capability.
     @property
     def title(self) -> str:  # type: ignore[override]
         """Of which model, and in what capability."""
-        return f"What steering {self.model} gains, and costs in {self.capability_pack}"
+        return f"What steering {self._who} gains, and costs in {self.capability_pack}"
+
+    @property
+    def _who(self) -> str:
+        return "the model" if self.alone else self.model
 
     @property
     def gains(self) -> bool:
@@ -296,7 +302,7 @@ directions that reach as much behaviour at no less capability.
         """What the sweet spot gains and costs, and whether the theory holds."""
         at = f"{self.part} of block {self.layers}".replace("out of", "the stream after")
         still = (
-            f"Steering {self.model} at {at}: behaviour {shown(self.behaviour_still.value, 2)} and "
+            f"Steering {self._who} at {at}: behaviour {shown(self.behaviour_still.value, 2)} and "
             f"capability {shown(self.capability_still.value, 3)} unsteered"
         )
         theory = (
@@ -319,7 +325,7 @@ directions that reach as much behaviour at no less capability.
         if not (self.gains and self.foremost):
             return ""
         return (
-            f"steering {self.model} by {shown(self.sweet_spot.value / self.length, 2)} E‖h‖ gains "
+            f"steering {self._who} by {shown(self.sweet_spot.value / self.length, 2)} E‖h‖ gains "
             f"{shown(self.gain.value, 3)} of behaviour for {shown(self.cost.value, 2)} of "
             f"capability on {self.capability_pack}"
         )
@@ -722,9 +728,10 @@ is chosen on one item in four, and all curves are of the others.
         count = len(set(self.layer.tolist()))
         how = "as asked" if self.asked else f"the best of {count} by {self.choosing} items"
         rows = self.layer == int(self.chosen.split("-")[0].split(",")[0])
+        alone = len(set(self.model.tolist())) == 1
         said = ", ".join(
-            f"{gain:.2f} nats in {model}"
-            for model, gain in zip(self.model[rows], self.gain[rows], strict=True)
+            f"{shown(gain, 3)} nats" + ("" if alone else f" in {model}")
+            for model, gain in zip(self.model[rows], self.gain[rows].tolist(), strict=True)
         )
         return (
             f"Steered at block {self.chosen} ({how}): a push of one E‖h‖ would move the log-odds "

@@ -455,7 +455,8 @@ class _Study:
     @cached_property
     def _split(self) -> _Split:
         families = sorted(set(self.behaviour.clusters))
-        if self._asked is not None or len(self.behaviour.examples) < LEAST:
+        few = len(families) < ONE_IN or len(self.behaviour.examples) < LEAST
+        if self._asked is not None or few:
             return _Split(self.behaviour, self.behaviour, False)
         return _Split(*self.behaviour.parted(set(families[::ONE_IN])), True)
 
@@ -658,6 +659,7 @@ class _Study:
             behaviour_pack=self.behaviour.name,
             capability_pack=reading.pack.name,
             foremost=place == 1,
+            alone=len(self.models) == 1,
             norm=float(np.mean(norms)),
         )
         read = (self._parts.get(name) for name in (self.behaviour.name, reading.pack.name))
