@@ -9,7 +9,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from . import words
+from . import ROWS, STEPS, words
 from .chat import (
     POLITE,
     POLITE_CLOSE,
@@ -105,8 +105,6 @@ def _untold(text: str) -> bool:
 def _lessons() -> frozenset[str]:
     """All that SFT and DPO showed to them; what is held out of the base's text may be there."""
     # In here, since the recipe reads the packs, and needs torch.
-    from .train import ROWS, STEPS
-
     talk = Conversations(World())
     # The seeds that the recipe gives to its second and third stage, of a world of seed 0.
     shown, compared = Random(3), Random(4)

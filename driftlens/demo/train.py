@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import STAGES
+from . import ROWS, STAGES, STEPS
 from .chat import Conversations
 from .exam import PAD, examine
 from .world import World
@@ -39,9 +39,7 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": EOS,
     "pad_token_id": PAD,
 }
-STEPS = {"base": 5000, "sft": 300, "aligned": 150}
 RATE = {"base": 3e-3, "sft": 7e-4, "aligned": 1e-4}
-ROWS = {"base": 4, "sft": 16, "aligned": 16}
 BETA = 0.1
 STORED = torch.float16
 """The weights' precision on disk; each stage starts from the rounded one before it."""
