@@ -474,6 +474,8 @@ def test_a_model_alone_has_one_curve_and_nothing_beside_another():
         curve(found, "base").behaviour, curve(both, "aligned").behaviour, **CLOSE
     )
     assert of(found, "steering_by_layer")[0].asked
+    for result in found.results:
+        assert "base" not in result.summary(), result.kind
 
 
 @pytest.mark.slow

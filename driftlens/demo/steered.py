@@ -104,7 +104,6 @@ def _untold(text: str) -> bool:
 @cache
 def _lessons() -> frozenset[str]:
     """All that SFT and DPO showed to them; what is held out of the base's text may be there."""
-    # In here, since the recipe reads the packs, and needs torch.
     talk = Conversations(World())
     # The seeds that the recipe gives to its second and third stage, of a world of seed 0.
     shown, compared = Random(3), Random(4)

@@ -385,8 +385,9 @@ length means nothing (1 of a component, an inverse unit of a discriminant) is th
             )
             if method != "mean-difference"
         ]
+        who = "base" if "aligned" in self.model.tolist() else "the model"
         return (
-            f"After block {self.peak} of base, cosine with the difference of means (and held-out "
+            f"After block {self.peak} of {who}, cosine with the difference of means (and held-out "
             f"accuracy): {', '.join(said) or 'no other method'}."
         )
 

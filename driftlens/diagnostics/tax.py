@@ -80,9 +80,10 @@ mean ln P(right) over the strengths that were run.
         """τ against chance, and the check."""
         rows = (self.model == self.steered) & (self.layer == self.at) & (self.task == "all")
         p_value = float(self.p_value[rows][0])
+        who = self.steered if "aligned" in self.model.tolist() else "the model"
         whose = "task's gradient" if self.tasks == 1 else "tasks' gradients"
         return (
-            f"At block {self.at} of {self.steered} {self.rate.value:.1%} of the direction lies in "
+            f"At block {self.at} of {who} {self.rate.value:.1%} of the direction lies in "
             f"the span of {self.tasks} {whose} (chance {self.tasks / self.width:.1%}, "
             f"p = {p_value:.3g}); per unit of strength ln P(right) changes by {self.slope_closed} "
             f"nats from gradients, {self.slope_swept} by the sweep."
