@@ -491,6 +491,7 @@ def test_each_of_two_models_that_are_one_is_steered_by_the_others_direction_as_b
         np.testing.assert_allclose(rows, np.tile(rows[:1], (4, 1)), **CLOSE)
 
 
+@pytest.mark.slow
 def test_several_blocks_are_pushed_together_each_along_its_own_direction():
     found = studied(judged=behaviour(), layers=(2, 3, 4), strengths=(-0.3, 0.3), controls=0)
     one = curve(found, "base")

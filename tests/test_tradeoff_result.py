@@ -202,7 +202,12 @@ HIDDEN = pytest.mark.xfail(
 
 
 @pytest.mark.parametrize(
-    ("b", "p"), [(line, fall), (half, cliff), pytest.param(step, cliff, marks=HIDDEN)]
+    ("b", "p"),
+    [
+        (line, fall),
+        pytest.param(half, cliff, marks=pytest.mark.slow),
+        pytest.param(step, cliff, marks=[HIDDEN, pytest.mark.slow]),
+    ],
 )
 def test_a_false_theory_is_not_called_true(b, p):
     for seed in range(5):
@@ -376,6 +381,7 @@ def test_the_frontier_is_what_no_other_strength_beats_in_both():
         assert found.chance[here] == pytest.approx((1 + as_good) / 10)
 
 
+@pytest.mark.slow
 def test_the_theory_may_hold_of_small_strengths_alone():
     fine = np.linspace(-4, 4, 33)
 
