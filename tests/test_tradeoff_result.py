@@ -194,25 +194,19 @@ def cliff(r):
     return np.where(np.abs(r) > 2.4, 0.1, 0.8)
 
 
-# Resampled curves of a step settle on one of two fits, and what lies between the two passes for
-# noise: some steps are then not told from a tanh.
-HIDDEN = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the scatter of two fits hides the misfit"
-)
-
-
 @pytest.mark.parametrize(
     ("b", "p"),
     [
         (line, fall),
         pytest.param(half, cliff, marks=pytest.mark.slow),
-        pytest.param(step, cliff, marks=[HIDDEN, pytest.mark.slow]),
+        pytest.param(step, cliff, marks=pytest.mark.slow),
     ],
 )
 def test_a_false_theory_is_not_called_true(b, p):
     for seed in range(5):
         found = told(*noisy(seed, b, p, items=400), seed=seed)
-        assert found.behaviour_verdict in ("rejected", "outdone")
+        # A fit that settles now here and now there says nothing, which is no yes either.
+        assert found.behaviour_verdict in ("rejected", "outdone", "failed")
         assert found.capability_verdict in ("rejected", "outdone")
         assert not found.from_fits
         assert " No, " in found.summary()

@@ -47,6 +47,9 @@ FEWEST = max(len(form.powers) for form in (TANH, FULL, LINEAR, QUADRATIC)) + 3
 NEARBY = 0.8
 """Share of capability that is left where strengths are small."""
 
+LITTLE = 0.01
+"""Gain of behaviour below which nothing is said to be gained."""
+
 FINE = 401
 """Strengths along which fits are searched for the sweet spot."""
 
@@ -294,9 +297,9 @@ directions that reach as much behaviour at no less capability.
 
     @property
     def gains(self) -> bool:
-        """Whether there is a sweet spot that its interval tells from 0."""
+        """Whether there is a sweet spot that its interval tells from 0, and worth a word."""
         spot = self.sweet_spot
-        return spot.low > 0 or spot.high < 0
+        return (spot.low > 0 or spot.high < 0) and self.gain.value > LITTLE
 
     def summary(self) -> str:
         """What the sweet spot gains and costs, and whether the theory holds."""

@@ -173,8 +173,9 @@ def fit(form: Form, curve: Curve, level: float = LEVEL) -> Fit:
     :math:`\chi^2` of as many degrees of freedom as there are points beyond parameters. Without
     any they count alike, and the residuals tell the error. Of resampled items they count alike
     too (an item that never errs would weigh without end), each draw is fitted anew, and the
-    misfit is held against that of the draws' own scatter about their fits,
-    :math:`\sum_r (e^*_r - e_r)^2`, which minds that items are the same at every strength.
+    misfit is held against that of the draws' own scatter about the curve, less what the form
+    would take up of it, :math:`\|(y^* - y)(I - J J^+)\|^2` with J the derivatives by the
+    parameters, which minds that items are the same at every strength.
 
     Source: Levenberg (1944) and Marquardt (1963) for the search; Seber & Wild (1989), "Nonlinear
     Regression", section 2.1 for the intervals; Efron & Tibshirani (1993), "An Introduction to
@@ -199,13 +200,14 @@ def fit(form: Form, curve: Curve, level: float = LEVEL) -> Fit:
     best = int(np.argmin(np.where(np.isfinite(misfits), misfits, np.inf)))
     theta, misfit = found[best], float(misfits[best])
     residual = curve.value - form.value(theta, r)
+    jacobian = _jacobian(lambda t: form.value(t, r), theta)
     draws, settled, scatter = None, 1.0, None
     if curve.draws is not None:
         begin = np.broadcast_to(theta, (len(curve.draws), len(theta)))
         draws, well = _solve(form, r, curve.draws, weights, begin)
-        settled, scatter = float(well.mean()), curve.draws - form.value(draws, r) - residual
+        settled, scatter = float(well.mean()), _unfitted(curve.draws - curve.value, jacobian)
     dispersion = _dispersion(curve, misfit, len(r) - len(theta), scatter)
-    covariance = _inverse(_jacobian(lambda t: form.value(t, r), theta), weights) * dispersion
+    covariance = _inverse(jacobian, weights) * dispersion
     units = scale ** -np.array(form.powers, np.float64)
     return Fit(
         form,
@@ -310,6 +312,16 @@ def _jacobian(of: Callable[[np.ndarray], np.ndarray], theta: np.ndarray) -> np.n
     tiny = 1e-100
     steps = 1j * tiny * np.eye(theta.shape[-1])
     return np.stack([np.imag(of(theta + step)) / tiny for step in steps], -1)
+
+
+def _unfitted(scatter: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
+    """[draw, r] what of the draws' scatter no change of the parameters takes up.
+
+    Fits of the draws themselves will not do: of a form that is wrong they settle now here, now
+    there, and the scatter between would hide the misfit.
+    """
+    tall = jacobian / np.maximum(np.abs(jacobian).max(0), FAINT)
+    return scatter - scatter @ tall @ np.linalg.pinv(tall, rcond=1e-7)
 
 
 def _misfit(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:

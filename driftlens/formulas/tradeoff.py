@@ -17,6 +17,9 @@ from .curves import LEVEL, ROUNDING, Curve, checked
 from .intervals import Interval
 from .probing import exceeded
 
+UNEVEN = 2.001
+"""How much larger than the gap on the other side of a peak one may be, to be bridged alike."""
+
 # --- derivatives at 0 ---------------------------------------------------------------------
 
 
@@ -450,6 +453,9 @@ def _peak(r: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first, second = ((y[k + 1] - y[k]) / (x[k + 1] - x[k]) for k in (0, 1))
     bend = (second - first) / (x[2] - x[0])
     peaked = (place == inner) & (bend < -ROUNDING / (x[2] - x[0]) ** 2)
+    # Across gaps of different sizes a parabola shoots beyond what it goes through.
+    gaps = np.array([x[1] - x[0], x[2] - x[1]])
+    peaked &= gaps.max(0) <= UNEVEN * gaps.min(0)
     top = (x[0] + x[1]) / 2 - first / np.where(peaked, 2 * bend, 1.0)
     return np.where(peaked, top, r[place]), place
 
@@ -459,7 +465,10 @@ def _at(r: np.ndarray, value: np.ndarray, place: np.ndarray, at: np.ndarray) -> 
     if r[place] == at:
         return float(value[place])
     some = slice(int(place) - 1, int(place) + 2)
-    return float(_stencil(r[some] - at, 0) @ value[some])
+    x = r[some]
+    parts = [np.delete(x, n) for n in range(3)]
+    weights = [np.prod((at - z) / (x[n] - z)) for n, z in enumerate(parts)]
+    return float(np.array(weights) @ value[some])
 
 
 def _noise(capability: Curve, origin: int, falls: np.ndarray, level: float) -> np.ndarray:
