@@ -170,7 +170,7 @@ def _steered(
     """What steering both models between the pack's roles gains and costs."""
     kept = [one.limit(KEPT) for one in steer.kept_by(pack)]
     asked = steer.Options(seed=options.seed, rows=options.rows, length=options.length)
-    found = steer.study(pair, pack, kept, options=asked, checks=checks, progress=progress)
+    found = steer.examine(pair, pack, kept, options=asked, checks=checks, progress=progress)
     return [*found.results]
 
 

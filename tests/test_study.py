@@ -20,8 +20,8 @@ from driftlens.models.steering import Add, Steer, steered
 from driftlens.packs import Example, Pack
 from driftlens.report import Report
 from driftlens.results import Estimate, load, same, save
+from driftlens.steer import Options, Steering, examine
 from driftlens.steer.courses import Line, both_finite, first_strengths, further
-from driftlens.steer.study import Options, Steering, study
 from driftlens.sweeps import Arm, Bends, choices, push_of
 
 SHARES = (-1.0, -0.25, -0.05, 0.05, 0.25, 1.0)
@@ -67,7 +67,7 @@ def capabilities():
 
 def studied(pair=None, contrast=None, kept=None, judged=None, **options):
     some = {"strengths": SHARES, "controls": 2, **options}
-    return study(
+    return examine(
         pair or demo(), contrast or manners(), kept or capabilities(), judged, Options(**some)
     )
 
@@ -83,7 +83,7 @@ def whole():
     def tell(*what):
         TOLD.append(what)
 
-    return study(demo(), manners(), capabilities(), behaviour(), options, progress=tell)
+    return examine(demo(), manners(), capabilities(), behaviour(), options, progress=tell)
 
 
 def of(steering, kind):
@@ -732,7 +732,7 @@ REFUSED = {
     "a layer below": (wrong(layers=(-1, 2)), "blocks from 0 to 5.*found -1"),
     "no layer": (wrong(layers=()), "found none at all"),
     "nothing to keep": (
-        lambda: study(demo(), manners(), [], behaviour()),
+        lambda: examine(demo(), manners(), [], behaviour()),
         "a pack of what is to be kept, found none",
     ),
     "roles to keep": (wrong(kept=[manners()]), "found manners of kind roles"),

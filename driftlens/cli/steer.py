@@ -205,8 +205,8 @@ def measure(
     driftlens steer org/model --contrast pairs.jsonl --behaviour asked.jsonl --capability mmlu.jsonl
     """
     from driftlens.report import Report
-    from driftlens.steer import CARD, TENSORS, Options, kept_by, study
-    from driftlens.steer.study import matched
+    from driftlens.steer import CARD, TENSORS, Options, examine, kept_by
+    from driftlens.steer.asked import matched
 
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
@@ -253,7 +253,7 @@ def measure(
         settings["layers"] = tuple(sorted(layers_of(layer, pair.depth)))
     options = Options(**settings)
     with told_how_far(quiet) as progress:
-        found = study(pair, texts, kept, asked, options, progress=progress)
+        found = examine(pair, texts, kept, asked, options, progress=progress)
     shown = [texts, *filter(None, [asked or matched(texts)]), *kept]
     about = record_of(model, aligned or model, pair, shown, seed, {**vars(options)}, started)
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")

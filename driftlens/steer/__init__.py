@@ -8,9 +8,10 @@ from driftlens.models.steering import Ablate, Add, Clamp, Project, Steer, steere
 from driftlens.results.folders import CARD
 
 from .applied import Applied, applied
+from .asked import Options, kept_by
 from .cards import TENSORS, Strength
 from .kept import KeptDirections, Mode
-from .study import Options, Steering, kept_by, study
+from .study import Steering, examine
 
 __all__ = [
     "CARD",
@@ -27,7 +28,7 @@ __all__ = [
     "Steering",
     "Strength",
     "applied",
+    "examine",
     "kept_by",
     "steered",
-    "study",
 ]
