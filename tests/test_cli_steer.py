@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
@@ -251,6 +252,101 @@ def test_directions_go_to_others_and_come_back(driftlens, place):
     assert (code, "ours.safetensors, sha256" in out) == (0, True)
 
 
+# Where a study keeps its directions
+
+
+@pytest.fixture
+def study(driftlens, monkeypatch):
+    """`steer MODEL` whose study finds directions without looking at a text."""
+
+    def found(pair, *_, **__):
+        names = ["base"] if pair.base is pair.aligned else ["base", "aligned"]
+        kept = {name: kept_of(getattr(pair, name)) for name in names}
+        return SimpleNamespace(results=[], checks=[], kept=lambda: kept)
+
+    monkeypatch.setattr("driftlens.steer.examine", found)
+
+    def run(*arguments):
+        told = ["--contrast", "manners", "--format", "json", "--device", "cpu"]
+        return driftlens("steer", *arguments, *told)
+
+    return run
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Nothing may be loaded."""
+
+    def load(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(ModelPair, "load", load)
+
+
+def held(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+FILES = ["card.json", "directions.safetensors"]
+FOLDERS = [
+    *("aligned", "aligned/card.json", "aligned/directions.safetensors"),
+    *("base", "base/card.json", "base/directions.safetensors"),
+]
+
+
+def test_directions_of_one_model_and_of_two_take_each_others_place_whole(study, tmp_path):
+    one = ["base", "--out", tmp_path / "mix"]
+    two = [*one, "--aligned", "other"]
+    for args, expected in ((one, FILES), (two, FOLDERS), (two, FOLDERS), (one, FILES)):
+        assert study(*args, "--overwrite")[0] == 0
+        assert held(tmp_path / "mix-directions") == expected
+        code, _, err = study(*args)
+        assert (code, "--overwrite" in err) == (2, True)
+    assert study(*two, "--overwrite")[0] == 0
+    base, other = (
+        KeptDirections.load(tmp_path / "mix-directions" / n).card for n in ("base", "aligned")
+    )
+    assert base["model"]["name"] == "base"
+    assert other["model"]["name"] == "other"
+    assert base["model"]["sha256"] != other["model"]["sha256"]
+
+
+FOREIGN = ["notes.txt", "base/model.safetensors", "aligned/notes.txt", "base"]
+
+
+@pytest.mark.parametrize("aligned", [[], ["--aligned", "other"]])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_somebodys_folder_is_not_taken_for_one_of_directions(
+    name, aligned, study, unloaded, tmp_path
+):
+    mine = tmp_path / "keep" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    before = held(tmp_path)
+    where = ["--out", tmp_path / "page", "--keep", tmp_path / "keep"]
+    code, out, err = study("base", *aligned, *where, "--overwrite")
+    assert (code, out) == (2, "")
+    assert "Name another folder" in err
+    assert held(tmp_path) == sorted(
+        {"keep", str(mine.parent.relative_to(tmp_path)), f"keep/{name}"}
+    )
+
+
+def test_what_was_laid_beside_the_directions_meanwhile_is_left_there(study, monkeypatch, tmp_path):
+    where = ["--aligned", "other", "--out", tmp_path / "page", "--keep", tmp_path / "keep"]
+    assert study("base", *where)[0] == 0
+    load = ModelPair.load
+
+    def meanwhile(*args, **how):
+        (tmp_path / "keep" / "base" / "notes.txt").write_text("mine")
+        return load(*args, **how)
+
+    monkeypatch.setattr(ModelPair, "load", meanwhile)
+    code, _, err = study("base", *where, "--overwrite")
+    assert (code, "notes.txt" in err) == (2, True)
+    assert (tmp_path / "keep" / "base" / "notes.txt").read_text() == "mine"
+
+
 # What is wrong
 
 SAID = ["--prompt", "A bell", *FEW]
@@ -336,13 +432,7 @@ EARLY = (
 
 
 @pytest.mark.parametrize("what", EARLY)
-def test_what_can_be_refused_early_is_refused_before_a_model_is_loaded(
-    what, driftlens, monkeypatch
-):
-    def load(*_, **__):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(ModelPair, "load", load)
+def test_what_can_be_refused_early_is_refused_before_a_model_is_loaded(what, driftlens, unloaded):
     args, wanted, wrong = FAULTY[what]
     code, _, err = driftlens("steer", *args)
     assert (code, wrong in err) == (wanted, True)

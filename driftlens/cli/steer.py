@@ -1,7 +1,7 @@
 """`driftlens steer`: directions that are kept, what a model says along them, and other formats."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -205,7 +205,7 @@ def measure(
     driftlens steer org/model --contrast pairs.jsonl --behaviour asked.jsonl --capability mmlu.jsonl
     """
     from driftlens.report import Report
-    from driftlens.steer import CARD, TENSORS, Options, examine, kept_by
+    from driftlens.steer import Options, examine, kept_by
     from driftlens.steer.asked import matched
 
     started = datetime.now(UTC)
@@ -214,8 +214,7 @@ def measure(
     out = out or Path("reports") / f"{slug(aligned or model)}-steering"
     keep = keep or out.with_name(f"{out.name}-directions")
     try_out(out, overwrite)
-    for folder in [keep] if aligned is None else [keep / "base", keep / "aligned"]:
-        try_out(folder, overwrite, {CARD, TENSORS})
+    _try_out_kept(keep, overwrite)
     bounds = [Bound.of(text, of_steering()) for text in fail_on or []]
     check_level(level)
     texts = pack_of(contrast).limit(limit)
@@ -262,8 +261,8 @@ def measure(
         f"{' → '.join(names)}, steered by {texts.name}", found.results, found.checks, about
     )
     written = page.write(out, overwrite=overwrite, formats=formats)
-    for name, directions in found.kept().items():
-        directions.save(keep if aligned is None else keep / name, overwrite=overwrite)
+    directions = found.kept()
+    _keep(directions if aligned else {"": directions["base"]}, keep, overwrite)
     if not quiet:
         typer.echo(f"directions: {keep}", err=True)
     tell(page, written, quiet, as_json)
@@ -462,6 +461,31 @@ def import_(
 
 
 # What the commands share
+
+
+def _try_out_kept(keep: Path, overwrite: bool) -> None:
+    """Raise unless directions can be kept there, of one model or of each of two."""
+    from driftlens.contrasts import MODELS
+    from driftlens.steer import CARD, TENSORS
+
+    try_out(keep, overwrite, {CARD, TENSORS, *MODELS})
+    # Folders of these names may be somebody's models, and would be replaced with the whole.
+    for folder in (keep / name for name in MODELS):
+        if folder.exists():
+            try_out(folder, overwrite, {CARD, TENSORS})
+
+
+def _keep(found: Mapping[str, "KeptDirections"], keep: Path, overwrite: bool) -> None:
+    """Write the folder whole: directions by the folder in it, which has no name of one model."""
+    from driftlens.contrasts import MODELS
+    from driftlens.results.store import staged
+    from driftlens.steer import CARD, TENSORS
+
+    # Again, as hours may have passed since.
+    _try_out_kept(keep, overwrite)
+    with staged(keep, {CARD, TENSORS, *MODELS}, overwrite=overwrite) as draft:
+        for name, directions in found.items():
+            directions.save(draft / name)
 
 
 def _verdict(kept: "KeptDirections") -> str:
