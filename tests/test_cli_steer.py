@@ -311,6 +311,23 @@ def test_directions_of_one_model_and_of_two_take_each_others_place_whole(study, 
     assert base["model"]["sha256"] != other["model"]["sha256"]
 
 
+def test_the_folders_that_are_printed_are_those_that_can_be_shown(study, driftlens, tmp_path):
+    where = ["--out", tmp_path / "page", "--keep", tmp_path / "keep"]
+    for args, expected in (
+        (["base"], [tmp_path / "keep"]),
+        (["base", "--aligned", "other"], [tmp_path / "keep" / n for n in ("base", "aligned")]),
+    ):
+        _, _, err = study(*args, *where, "--overwrite")
+        said = [line.split(": ") for line in err.splitlines() if line.startswith("directions")]
+        assert said == [["directions", str(folder)] for folder in expected]
+        for _, folder in said:
+            assert driftlens("steer", "show", folder)[0] == 0
+    code, _, err = driftlens("steer", "show", tmp_path / "keep")
+    assert code == 3
+    assert all(str(folder) in err for folder in expected)
+    assert study(*args, *where, "--overwrite", "--quiet")[2] == ""
+
+
 FOREIGN = ["notes.txt", "base/model.safetensors", "aligned/notes.txt", "base"]
 
 

@@ -272,6 +272,21 @@ def test_a_broken_folder_is_told_of(what, tmp_path):
     assert type(told.value) is kind
 
 
+def test_of_a_folder_of_two_models_one_is_to_be_named(tmp_path):
+    for name in ("base", "aligned"):
+        kept().save(tmp_path / name)
+    with pytest.raises(LoadError, match="holds base and aligned") as told:
+        KeptDirections.load(tmp_path)
+    assert f"Give {tmp_path / 'base'} or {tmp_path / 'aligned'}." in str(told.value)
+    (tmp_path / "aligned" / "card.json").unlink()
+    with pytest.raises(LoadError, match=r"Give .*base\.$"):
+        KeptDirections.load(tmp_path)
+    # A card of its own is what a folder is read by.
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(LoadError, match="a card in JSON"):
+        KeptDirections.load(tmp_path)
+
+
 # Whose they are
 
 

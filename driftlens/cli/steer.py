@@ -262,9 +262,10 @@ def measure(
     )
     written = page.write(out, overwrite=overwrite, formats=formats)
     directions = found.kept()
-    _keep(directions if aligned else {"": directions["base"]}, keep, overwrite)
-    if not quiet:
-        typer.echo(f"directions: {keep}", err=True)
+    apart = directions if aligned else {"": directions["base"]}
+    _keep(apart, keep, overwrite)
+    for name in () if quiet else apart:
+        typer.echo(f"directions: {keep / name}", err=True)
     tell(page, written, quiet, as_json)
     leave(bounds, found.results)
 

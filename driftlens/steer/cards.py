@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from driftlens.errors import DriftlensError
+from driftlens.contrasts import MODELS
+from driftlens.errors import DriftlensError, LoadError
 from driftlens.models import Model
 from driftlens.models.fingerprint import known_by
 from driftlens.models.steering import PARTS, Positions
-from driftlens.results.folders import Held, Keeping
+from driftlens.results.folders import CARD, Held, Keeping
 
 if TYPE_CHECKING:
     from driftlens.estimators import Direction
@@ -92,6 +93,17 @@ def type_of(model: Model) -> str:
 
 
 # What is wrong
+
+
+def refuse_several(folder: Path) -> None:
+    """Raise if the folder has no card of its own, but folders of models of a pair have."""
+    inside = [folder / name for name in MODELS if (folder / name / CARD).is_file()]
+    if inside and not (folder / CARD).exists():
+        raise LoadError(
+            "the folder of one model's directions",
+            found=f"{folder}, which holds {' and '.join(path.name for path in inside)}",
+            remedy=f"Give {' or '.join(map(str, inside))}.",
+        )
 
 
 def check(held: Held, folder: str | Path) -> None:

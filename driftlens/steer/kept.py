@@ -38,6 +38,7 @@ from .cards import (
     Strength,
     check,
     plain,
+    refuse_several,
     row_found,
     row_of,
     told_of,
@@ -396,9 +397,11 @@ class KeptDirections:
         """Read the folder that `save` wrote.
 
         Raises:
-            LoadError: It is not there, or a file of it is broken.
+            LoadError: It is not there, or a file of it is broken; or it holds a folder of each
+                model of a pair, of which one is to be given.
             DriftlensError: Another version wrote it, or its two files do not belong together.
         """
+        refuse_several(Path(folder))
         held = FOLDER.load(folder)
         check(held, folder)
         return cls(held.card, held.tensors)
