@@ -236,7 +236,12 @@ def test_directions_go_to_others_and_come_back(driftlens, place):
     assert (code, "--overwrite" in err) == (2, True)
     assert driftlens(*args, "--layer", "1", "--overwrite")[0] == 0
     assert list(read_gguf("ours.gguf").vectors) == [1]
-    assert driftlens("steer", "export", "kept", "ours.safetensors")[0] == 0
+    left = "block 0 is left out: a control vector has no place for it\n"
+    found = driftlens("steer", "export", "kept", "ours.gguf", "--overwrite")
+    assert found == (0, "ours.gguf\n", left)
+    assert list(read_gguf("ours.gguf").vectors) == [1, 2]
+    found = driftlens("steer", "export", "kept", "ours.safetensors")
+    assert found == (0, "ours.safetensors\n", "")
     assert list(read_tensors("ours.safetensors").vectors) == [0, 1, 2]
     args = ["steer", "import", "ours.safetensors", "base", "--out", "back", "--layer", 1]
     code, out, err = driftlens(*args, "--device", "cpu")
@@ -401,7 +406,11 @@ FAULTY = {
         2,
         "leave --apply-chat-template out",
     ),
-    "block 0 of a control vector": (["export", "kept", "new.gguf"], 2, "--layer 1"),
+    "block 0 of a control vector": (
+        ["export", "kept", "new.gguf", "--layer", "0"],
+        2,
+        "Give --layer 1-2 ",
+    ),
     "an ending": (["export", "kept", "new.pt"], 2, "ends in .gguf or .safetensors"),
     "another part": (["export", "mlp", "new.safetensors"], 2, "what mlp adds"),
     "a layer to export": (["export", "kept", "new.gguf", "--layer", "9"], 2, "blocks from 0 to 2"),

@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file, save, save_file
 
 import nets
+from driftlens.cli.shared import layers_of
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.estimators import contrast_pca, mean_difference
 from driftlens.models import ModelPair
@@ -21,7 +22,8 @@ from driftlens.models.hooks import HookedModel
 from driftlens.models.steering import Add
 from driftlens.packs.twins import sha256_of
 from driftlens.steer import Applied, KeptDirections, Strength, applied
-from driftlens.steer.exchange import write_gguf, write_tensors
+from driftlens.steer.cards import said as said_of
+from driftlens.steer.exchange import read_gguf, write_gguf, write_tensors
 from test_adapters import adapted
 from test_steering import state
 
@@ -712,9 +714,37 @@ def test_what_is_written_for_others_comes_back(ending, tmp_path):
 def test_every_layer_is_written_where_the_format_has_a_place_for_it(tmp_path):
     kept().export(tmp_path / "a.safetensors")
     assert sorted(load_file(tmp_path / "a.safetensors")) == ["layer.0", "layer.1", "layer.2"]
-    with pytest.raises(DriftlensError, match=r"found one of block 0\. Choose --layer 1"):
-        kept().export(tmp_path / "a.gguf")
-    assert not (tmp_path / "a.gguf").exists()
+    kept().export(tmp_path / "a.gguf")
+    assert list(read_gguf(tmp_path / "a.gguf").vectors) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("layers", "asked", "remedy"),
+    [
+        ((0, 1, 2), [0], "Give --layer 1-2 (layers=), or write .safetensors."),
+        ((0, 1, 2), [0, 1], "Give --layer 1-2 (layers=), or write .safetensors."),
+        ((0, 2), [0], "Give --layer 2 (layers=), or write .safetensors."),
+        ((0,), [0], "Write .safetensors."),
+        ((0,), None, "Write .safetensors."),
+    ],
+)
+def test_a_control_vector_of_block_0_is_refused_with_what_can_be_had(
+    layers, asked, remedy, tmp_path
+):
+    mine = kept(found=found(layers), layer=None, strength=None)
+    with pytest.raises(DriftlensError, match=r"blocks from 1 on, .* of block 0") as told:
+        mine.export(tmp_path / "a.gguf", layers=asked)
+    assert str(told.value).endswith(remedy)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layers", [[3], [1, 2, 3], [0, 2, 4], [1, 4, 5, 6, 9], [0, 1, 3, 4]])
+def test_blocks_are_said_as_the_command_line_reads_them(layers):
+    assert sorted(layers_of(said_of(layers), 10)) == layers
+
+
+def test_neighbouring_blocks_are_said_in_one():
+    assert said_of([1, 2, 3, 5, 7, 8]) == "1-3,5,7-8"
 
 
 def test_a_file_is_replaced_only_when_told(tmp_path):

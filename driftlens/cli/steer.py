@@ -405,16 +405,21 @@ def export(
 ) -> None:
     """Write the directions for repeng and llama.cpp (.gguf) or for anyone (.safetensors).
 
-    A strength of 1 there is a step from one role's mean to the other's.
+    A strength of 1 there is a step from one role's mean to the other's. A .gguf has no place for \
+block 0, which is left out of it.
 
     driftlens steer export politeness politeness.gguf --layer 1-5
     """
     from driftlens.steer import KeptDirections
+    from driftlens.steer.exchange import first_of
 
     kept = KeptDirections.load(folder)
     depth = kept.card["model"]["depth"]
     layers = None if layer is None else sorted(layers_of(layer, depth))
-    typer.echo(kept.export(file, layers=layers, overwrite=overwrite))
+    written = kept.export(file, layers=layers, overwrite=overwrite)
+    if layers is None and kept.layers[0] < first_of(file):
+        typer.echo("block 0 is left out: a control vector has no place for it", err=True)
+    typer.echo(written)
 
 
 @steer.command("import")

@@ -1,6 +1,6 @@
 """The card of kept directions: what it says of a model and its layers, and what may be wrong."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -90,6 +90,13 @@ def type_of(model: Model) -> str:
     """The model's type as its config has it; empty if it has none."""
     config = getattr(getattr(model, "net", None), "config", None)
     return str(getattr(config, "model_type", ""))
+
+
+def said(layers: Sequence[int]) -> str:
+    """Numbers of blocks as --layer takes them: 1-5, or 1,4-7."""
+    apart = np.flatnonzero(np.diff(layers) != 1) + 1
+    runs = np.split(np.asarray(layers), apart)
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 # What is wrong

@@ -340,6 +340,7 @@ def _by_block(path: str | Path, named: Mapping[str, np.ndarray]) -> dict[int, np
 
 READERS = {".gguf": read_gguf, ".safetensors": read_tensors}
 WRITERS = {".gguf": write_gguf, ".safetensors": write_tensors}
+FIRST = {".gguf": 1, ".safetensors": 0}
 
 
 def exchanged(path: str | Path) -> Exchanged:
@@ -361,6 +362,16 @@ def writer_of(path: str | Path) -> Callable[[Mapping[int, np.ndarray], Path, str
     """
     write: Callable[[Mapping[int, np.ndarray], Path, str], None] = _by_ending(path, WRITERS)
     return write
+
+
+def first_of(path: str | Path) -> int:
+    """The first block that a file of others has a place for, by its ending.
+
+    Raises:
+        DriftlensError: It ends otherwise.
+    """
+    first: int = _by_ending(path, FIRST)
+    return first
 
 
 def _by_ending(path: str | Path, known: Mapping[str, Any]) -> Any:

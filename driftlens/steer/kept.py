@@ -41,11 +41,12 @@ from .cards import (
     refuse_several,
     row_found,
     row_of,
+    said,
     told_of,
     type_of,
     wrong_in,
 )
-from .exchange import exchanged, writer_of
+from .exchange import exchanged, first_of, writer_of
 
 if TYPE_CHECKING:
     from driftlens.estimators import Direction
@@ -353,26 +354,29 @@ class KeptDirections:
 
         Args:
             path: A control vector in GGUF, or plain safetensors, by its ending; see `exchange`.
-            layers: Blocks; None is all that there are directions of.
+            layers: Blocks; None is all that there are directions of, but for block 0 in GGUF,
+                which has no place for it.
             overwrite: Whether a file that is there may be replaced.
 
         Raises:
             DriftlensError: It ends otherwise, or is there already; the directions are not of the
-                stream that leaves a block; or of block 0 in GGUF, which has no place for it.
+                stream that leaves a block; or block 0 is asked for in GGUF, or is all there is.
         """
-        path, write = Path(path), writer_of(path)
+        path, write, first = Path(path), writer_of(path), first_of(path)
         if self.card["part"] != "out":
             raise DriftlensError(
                 "directions of the stream that leaves a block, which others add to",
                 found=f"those of what {self.card['part']} adds to it",
                 remedy="Find them with the part out.",
             )
-        chosen = self.layers if layers is None else self._chosen(layers)
-        if path.suffix == ".gguf" and 0 in chosen:
+        placed = [n for n in self.layers if n >= first]
+        chosen = placed if layers is None else self._chosen(layers)
+        if not chosen or min(chosen) < first:
+            others = f"Give --layer {said(placed)} (layers=), or write" if placed else "Write"
             raise DriftlensError(
-                "directions of blocks from 1 on, which are all that a control vector holds",
-                found="one of block 0",
-                remedy="Choose --layer 1 and above (layers=), or write .safetensors.",
+                f"directions of blocks from {first} on, which are all that a control vector holds",
+                found="one of block 0" if placed else "none but of block 0",
+                remedy=f"{others} .safetensors.",
             )
         if path.exists() and not overwrite:
             raise DriftlensError(
