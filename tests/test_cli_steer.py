@@ -352,6 +352,24 @@ def test_somebodys_folder_is_not_taken_for_one_of_directions(
     assert held(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("out", "keep"),
+    [("x", "x"), ("x", "x/y"), ("x/y/z", "x"), ("x", "y/../x"), ("x", "link"), (".", None)],
+)
+def test_a_page_and_directions_in_one_folder_are_refused_at_once(
+    out, keep, study, unloaded, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("x")
+    before = held(tmp_path)
+    where = ["--out", out, *(["--keep", keep] if keep else [])]
+    for more in ([], ["--overwrite"]):
+        code, said, err = study("demo:base", *where, *more)
+        assert (code, said) == (2, "")
+        assert "neither in the other" in err
+    assert held(tmp_path) == before
+
+
 def test_what_was_laid_beside_the_directions_meanwhile_is_left_there(study, monkeypatch, tmp_path):
     where = ["--aligned", "other", "--out", tmp_path / "page", "--keep", tmp_path / "keep"]
     assert study("base", *where)[0] == 0

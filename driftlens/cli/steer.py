@@ -212,7 +212,8 @@ def measure(
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
     formats = formats_of(format)
     out = out or Path("reports") / f"{slug(aligned or model)}-steering"
-    keep = keep or out.with_name(f"{out.name}-directions")
+    keep = keep or out.parent / f"{out.name}-directions"
+    _refuse_nested(out, keep)
     try_out(out, overwrite)
     _try_out_kept(keep, overwrite)
     bounds = [Bound.of(text, of_steering()) for text in fail_on or []]
@@ -467,6 +468,17 @@ def import_(
 
 
 # What the commands share
+
+
+def _refuse_nested(out: Path, keep: Path) -> None:
+    """Raise if one of two folders, each of which is replaced whole, is or holds the other."""
+    page, directions = out.resolve(), keep.resolve()
+    if page.is_relative_to(directions) or directions.is_relative_to(page):
+        raise DriftlensError(
+            "two folders, neither in the other, for the page and for the directions",
+            found=f"--out {out} and --keep {keep}",
+            remedy="Name them side by side, as --out seen --keep seen-directions.",
+        )
 
 
 def _try_out_kept(keep: Path, overwrite: bool) -> None:
