@@ -333,6 +333,36 @@ def test_the_folders_that_are_printed_are_those_that_can_be_shown(study, driftle
     assert study(*args, *where, "--overwrite", "--quiet")[2] == ""
 
 
+@pytest.fixture
+def beside_itself(driftlens, monkeypatch, tmp_path):
+    """`steer demo:base --aligned demo:base`, of few texts at few strengths."""
+    monkeypatch.chdir(tmp_path)
+    # Two words, as a shell gives them: one and the same object is one model alone.
+    words = ["demo:base", "--aligned", "".join(["demo:", "base"]), "--contrast", "manners"]
+    few = ["--strengths=-1,1", "--controls", "0", "--layer", "3", "--limit", "12"]
+    how = ["--capability", "quiz", "--format", "json", "--device", "cpu", "--out", "same"]
+    return lambda *more: driftlens("steer", *words, *few, *how, *more)
+
+
+def test_a_model_beside_itself_is_refused_with_the_option_that_allows_it(beside_itself):
+    code, out, err = beside_itself()
+    assert (code, out) == (2, "")
+    assert "every weight is the same" in err
+    assert "--allow-identical" in err
+    assert held(".") == []
+
+
+@pytest.mark.slow
+def test_a_model_beside_itself_has_the_same_directions_twice_where_that_is_allowed(beside_itself):
+    code, out, _ = beside_itself("--allow-identical")
+    assert (code, out) == (0, "same/results.json\n")
+    told = json.loads(Path("same/results.json").read_text())
+    assert told["run"]["options"]["allow_identical"] is True
+    base, aligned = (KeptDirections.load(Path("same-directions", n)) for n in ("base", "aligned"))
+    assert base.card["model"]["sha256"] == aligned.card["model"]["sha256"]
+    assert base.tensors["unit"].tobytes() == aligned.tensors["unit"].tobytes()
+
+
 FOREIGN = ["notes.txt", "base/model.safetensors", "aligned/notes.txt", "base"]
 
 

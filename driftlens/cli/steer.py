@@ -24,6 +24,7 @@ from .shared import (
     Device,
     Dtype,
     Format,
+    Identical,
     Length,
     Limit,
     Offline,
@@ -190,6 +191,7 @@ def measure(
         typer.Option(help="Leave with 1 if this holds, as 'tradeoff.cost>0.1'."),
     ] = None,
     overwrite: Overwritten = False,
+    allow_identical: Identical = False,
     revision: Revision = None,
     aligned_revision: AlignedRevision = None,
     trust_remote_code: Remote = False,
@@ -245,6 +247,7 @@ def measure(
         "rows": rows,
         "length": max_length,
         "tokens": max_tokens,
+        "allow_identical": allow_identical,
     }
     Options(**settings)
     context.params["base"], context.params["aligned"] = model, aligned or model
