@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -15,10 +16,11 @@ from typer.testing import CliRunner
 
 import nets
 from driftlens import cli
-from driftlens.cli.steer import ModelOrCommand
+from driftlens.cli.steer import ModelOrCommand, measure
+from driftlens.errors import DriftlensError
 from driftlens.estimators import mean_difference
 from driftlens.models import ModelPair
-from driftlens.steer import KeptDirections, Strength, applied
+from driftlens.steer import KeptDirections, Strength, applied, asked
 from driftlens.steer.exchange import read_gguf, read_tensors, write_gguf, write_tensors
 from test_adapters import adapted
 
@@ -570,6 +572,27 @@ def test_each_command_has_its_help(command, words, driftlens):
         code, out, _ = driftlens("steer", command, asking)
         assert code == 0
         assert all(word in out for word in words.split())
+
+
+SAME = (
+    *("method", "part", "select", "select_depth", "positions", "strengths", "points", "controls"),
+    *("weight", "seed", "level", "allow_identical"),
+)
+OTHERWISE = {"layer": "layers", "max_length": "length", "max_tokens": "tokens"}
+"""Options whose arguments are called otherwise."""
+
+
+def test_what_goes_without_saying_is_what_goes_without_saying_in_python():
+    # Typed twice, as help must not wait for what the others come from.
+    said = signature(measure).parameters
+    usual = asked.Options()
+    for name, argument in {**dict(zip(SAME, SAME, strict=True)), **OTHERWISE}.items():
+        assert said[name].default == getattr(usual, argument), name
+    assert said["parts"].default == ",".join(usual.parts)
+    least = next(o.min for o in said["points"].annotation.__metadata__)
+    asked.Options(points=least)
+    with pytest.raises(DriftlensError, match="points"):
+        asked.Options(points=least - 1)
 
 
 def test_help_is_there_without_torch():
