@@ -333,9 +333,11 @@ class Sweep(Metric[Result]):
         for first in range(0, len(predictors), len(room)):
             some = slice(first, first + len(room))
             logits = model.readout(predictors[some], room)
-            parts.append(
-                self.of.reading.values(logits, targets[some], documents[some], side).cpu().numpy()
-            )
+            values = self.of.reading.values(logits, targets[some], documents[some], side)
+            # A norm makes zeros of a stream whose square is infinite, and logits are all alike.
+            wide = predictors[some].to(torch.promote_types(predictors.dtype, torch.float32))
+            sound = wide.square().sum(1).isfinite()[:, None]
+            parts.append(torch.where(sound, values, torch.nan).cpu().numpy())
         return np.concatenate(parts)
 
 

@@ -447,6 +447,12 @@ def test_the_peak_is_where_most_held_out_texts_are_named_and_not_where_the_norm_
     assert main.peak == 2
 
 
+def beyond_noise(measured, most=np.inf):
+    """Undefined where noise leaves no bounds, and no larger than it can be."""
+    numbers = np.clip(measured, -most, most)
+    return numbers if np.isfinite(numbers).all() else np.full(3, np.nan)
+
+
 @pytest.mark.parametrize(
     "method", nets.some(["mean-difference", "logistic", "pca"], ["mean-difference", "pca"])
 )
@@ -480,14 +486,12 @@ def test_models_beside_each_other_are_what_the_estimators_say(method, paired):
         ):
             assert here[name] == pytest.approx(cell, abs=1e-12 if paired else 0.1), name
         assert main.at_row("base", layer)["accuracy"] == here["base"]
-        assert here["true_cosine"] == pytest.approx(beside.true_cosine.value, abs=1e-9)
-        assert here["true_norm_ratio"] == pytest.approx(beside.true_norm_ratio.value, rel=1e-9)
+        cosine, ratio = beyond_noise(beside.true_cosine, 1), beyond_noise(beside.true_norm_ratio)
+        assert here["true_cosine"] == pytest.approx(cosine[0], abs=1e-9, nan_ok=True)
+        assert here["true_norm_ratio"] == pytest.approx(ratio[0], rel=1e-9, nan_ok=True)
         assert here["noise_aligned"] == pytest.approx(beside.noise[1], abs=1e-9)
         if paired:
-            for name, bound in (
-                ("low", beside.true_cosine.low),
-                ("ratio_high", beside.true_norm_ratio.high),
-            ):
+            for name, bound in (("low", cosine[1]), ("ratio_high", ratio[2])):
                 assert here[name] == pytest.approx(bound, abs=1e-9, nan_ok=True)
         found = [estimate(*two) for two in (base, aligned)]
         assert here["cosine"] == pytest.approx(found[0].cosine(found[1]), abs=1e-9)
@@ -499,7 +503,8 @@ def test_models_beside_each_other_are_what_the_estimators_say(method, paired):
         assert here["drift_chance"] == 1 / WIDTH
         assert np.isnan(here["smallest_angle"]).all() == (not paired)
     place = transfer.layer.tolist().index(main.peak)
-    assert transfer.cosine_at_peak.value == transfer.true_cosine[place]
+    at_peak = transfer.cosine_at_peak.value
+    assert at_peak == pytest.approx(transfer.true_cosine[place], abs=0, nan_ok=True)
     assert transfer.transfer_at_peak.value == transfer.base_on_aligned[place]
     assert transfer.drift_at_peak.value == transfer.drift_cosine[place]
     known = {"mean-difference", "discriminant", "logistic"}

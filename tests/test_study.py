@@ -127,9 +127,9 @@ def test_no_table_has_a_gap_where_a_number_belongs(whole):
                 # Off the frontier, where no fit settled, and of texts.
                 continue
             if result.kind == "direction_transfer" and name in (
-                *("low", "high", "ratio_low", "ratio_high"),
+                *("true_cosine", "low", "high", "true_norm_ratio", "ratio_low", "ratio_high"),
             ):
-                # Where a model may well have no direction, its cosine has no bounds.
+                # Where a model may well have no direction, it has no cosine.
                 continue
             if (result.kind, name) == ("tax_rate", "cosine"):
                 assert (missing == (result.task == "all")).all()
@@ -727,7 +727,67 @@ def shared_start():
     return Pack("alike", "choice", items * 4)
 
 
+def of_one_family():
+    items = [replace(e, family="one") for e in behaviour().examples]
+    return replace(behaviour(), examples=items)
+
+
+def long(count):
+    """The first items with prompts that no window holds."""
+    items = list(behaviour().examples)
+    items[:count] = [replace(e, text=f"{'A bell. ' * 200}{e.text}") for e in items[:count]]
+    return replace(behaviour(), examples=items)
+
+
+def test_items_that_do_not_fit_into_a_window_are_left_out_and_it_is_said():
+    found = studied(
+        ModelPair.alone("demo:base"),
+        judged=long(3),
+        layers=(3,),
+        strengths=(-0.5, 0.0, 0.5),
+        controls=0,
+    )
+    curve = found.tradeoff("base")
+    assert curve.items == len(behaviour().examples) - 3
+    assert any("3 of 16 items are left out" in note for note in curve.notes)
+
+
+def test_a_stream_whose_square_overflows_ends_the_curve_though_logits_are_finite():
+    found = studied(
+        ModelPair.alone("demo:base"), layers=(3,), strengths=(-0.5, 0.0, 0.5, 1e25), controls=0
+    )
+    curve = found.tradeoff("base")
+    assert curve.relative_strength.max() == pytest.approx(0.5)
+    assert any("The curve ends above" in note for note in curve.notes)
+
+
+def test_a_few_pairs_give_what_they_can():
+    few = small("manners", (0, 4))
+    found = studied(
+        ModelPair.alone("demo:base"), few, layers=(3,), strengths=(-0.5, 0.0, 0.5), controls=0
+    )
+    (methods,) = (r for r in found.results if r.kind == "direction_methods")
+    assert "discriminant" not in methods.method.tolist()
+    assert any(note.startswith("discriminant is left out") for note in methods.notes)
+    assert methods.figure().axes
+
+
+def test_a_pair_of_the_same_model_goes_on_if_it_is_asked_to():
+    # Two names that are alike, but not one and the same: that would be a model alone.
+    pair = ModelPair.load("demo:base", "".join(["demo:", "base"]))
+    asked = {"layers": (3,), "strengths": (-0.5, 0.0, 0.5), "controls": 0}
+    with pytest.raises(DriftlensError, match="the models differ"):
+        studied(pair, **asked)
+    found = studied(pair, **asked, allow_identical=True)
+    one, other = (found.tradeoff(name) for name in ("base", "aligned"))
+    np.testing.assert_array_equal(one.behaviour, other.behaviour)
+    (beside,) = (r for r in found.results if r.kind == "cross_steering")
+    assert beside.base_in_aligned.value == 1.0
+
+
 REFUSED = {
+    "one family of items": (wrong(judged=of_one_family()), "two items or texts at least"),
+    "no prompt that fits": (wrong(judged=long(16)), "that fit into a window"),
     "a layer beyond": (wrong(layers=(6,)), "blocks from 0 to 5.*found 6"),
     "a layer below": (wrong(layers=(-1, 2)), "blocks from 0 to 5.*found -1"),
     "no layer": (wrong(layers=()), "found none at all"),
@@ -771,7 +831,11 @@ REFUSED = {
                 HookedModel(nets.net("llama"), nets.tokenizer(merges=20), "other"),
             ),
             kept=[nets.pack(nets.TEXTS)],
-            judged=Pack("marks", "choice", [Example("A bell", choices=("!", "?"), wanted=(0,))]),
+            judged=Pack(
+                "marks",
+                "choice",
+                [Example(t, choices=("!", "?"), wanted=(0,)) for t in ("A bell", "A boat")],
+            ),
             layers=(1,),
         ),
         "cut the text into the same tokens",

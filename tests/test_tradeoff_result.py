@@ -167,9 +167,9 @@ class _interval:
 
 
 def best_of(weight=1.0, b=tanh, p=square):
-    """Where gain − weight · loss is largest, by search."""
+    """Where gain − weight · loss is largest, by search; the whole capability weighs so much."""
     found = scipy.optimize.minimize_scalar(
-        lambda r: -b(r) - weight * p(r), bounds=(R[0], R[-1]), options={"xatol": 1e-10}
+        lambda r: -b(r) - weight * p(r) / p(0.0), bounds=(R[0], R[-1]), options={"xatol": 1e-10}
     )
     return found.x
 
@@ -251,8 +251,9 @@ def test_more_may_lie_beyond_a_curve_that_still_rises_at_its_end():
 
 def test_small_strengths_have_a_sweet_spot_in_closed_form():
     found = told(*noisy(0), slope=0.3, curvature=-0.2, weight=2.0)
-    # k / (2 λ q) with q = −P″(0) / 2.
-    assert found.small_sweet_spot.value == pytest.approx(0.3 / (2.0 * 0.2))
+    # k / (2 λ q) with q = −P″(0) / 2, of a λ that the whole capability weighs.
+    weight = 2.0 / found.capability_still.value
+    assert found.small_sweet_spot.value == pytest.approx(0.3 / (weight * 0.2))
     assert np.isnan(told(*noisy(0), slope=0.3, curvature=0.2).small_sweet_spot.value)
 
 
@@ -507,15 +508,34 @@ def test_the_summary_names_model_place_gain_cost_and_theory():
     said = found.summary()
     assert said.startswith("Steering aligned at the stream after block 3: behaviour −0.38 and ")
     assert "the sweet spot is r = " in said
+    after = found.capability_still.value - found.cost.value
     assert f"gains {found.gain.value:.2f}" in said
+    assert f"takes capability to {after:.3f}" in said
     assert "Yes, it fits, and better than plain forms" in said
     assert "E‖h‖ gains" in found.headline()
-    assert "on quiz" in found.headline()
+    assert f"takes P(right) of quiz from 0.667 to {after:.3f}" in found.headline()
+    told_too = replace(found, elsewhere=("world from 0.5 to 0.4",))
+    assert "(world from 0.5 to 0.4)" in told_too.headline()
+    assert "(world from 0.5 to 0.4)" in told_too.summary()
     assert replace(found, foremost=False).headline() == ""
-    assert "at mlp of block 2-4" in replace(found, part="mlp", layers="2-4").summary()
+    assert "at mlp of blocks 2-4" in replace(found, part="mlp", layers="2-4").summary()
     assert found.title == "What steering aligned gains, and costs in quiz"
     assert replace(found, alone=True).summary().startswith("Steering the model at ")
     assert replace(found, alone=True).headline().startswith("steering the model by ")
+
+
+def test_a_gain_that_chance_may_have_made_is_not_called_one():
+    found = told(behaving(level(tanh(R))), capable(level(square(R))))
+    assert found.gains
+    for doubt, said in (
+        ({"p_value": 0.3}, "not told from roles that mean nothing (p = 0.3)"),
+        ({"beyond_controls": 0.0}, "a random direction of that length may reach as much"),
+    ):
+        doubted = replace(found, **doubt)
+        assert not doubted.gains
+        assert said in doubted.summary()
+        assert doubted.headline() == ""
+    assert replace(found, p_value=0.01, beyond_controls=1.0).gains
 
 
 def test_what_gains_nothing_measurable_is_not_called_a_gain():

@@ -16,7 +16,7 @@ from driftlens.models import Frame, ModelPair, Wants
 from driftlens.models.sites import Part, Site
 from driftlens.models.tokens import Document, Encoder
 from driftlens.packs import TWINS
-from driftlens.results import Estimate, Result, column, fact, figures, value
+from driftlens.results import Estimate, Result, column, fact, figures, shown, value
 
 if TYPE_CHECKING:
     from driftlens.estimators import Direction
@@ -90,7 +90,7 @@ found; noise shortens the cosine, see *Directions of both models*.
     cosine: Estimate = value("cosine")
     """Of base's direction with aligned's at the block named here; without the means' noise, where
     it is a difference of means."""
-    norm_change: Estimate = value("× base")
+    norm_ratio_at_peak: Estimate = value("× base")
     """Norm of aligned's direction over that of base's there, likewise."""
 
     model: np.ndarray = column()
@@ -152,8 +152,8 @@ found; noise shortens the cosine, see *Directions of both models*.
         said = (
             f"After block {self.peak} the roles lie {row['relative_norm']:.2f} E‖h‖ apart "
             f"(p = {row['p_value']:.3g}, halves agree by a cosine of "
-            f"{row['split_half_cosine']:.2f}), and {row['accuracy']:.0%} of unseen texts are named "
-            "rightly"
+            f"{shown(row['split_half_cosine'], 2)}), and {row['accuracy']:.0%} of unseen texts are "
+            "named rightly"
         )
         if "aligned" not in self.model.tolist():
             return f"{said}."
@@ -161,7 +161,7 @@ found; noise shortens the cosine, see *Directions of both models*.
             return f"{said} in base; beside aligned's direction nothing of it is more than noise."
         return (
             f"{said} in base; aligned's direction has a cosine of {self.cosine} with it and "
-            f"{self.norm_change} times its length."
+            f"{self.norm_ratio_at_peak} times its length."
         )
 
     def headline(self) -> str:
@@ -296,8 +296,13 @@ positive role; drift_p of so large a squared cosine of a random direction (Beta(
             f"; the models drifted along it by {self.drift_share[row]:.1%} of the squared drift "
             f"(chance {self.drift_chance[row]:.1%})"
         )
+        cosine = (
+            "has no cosine beyond noise"
+            if np.isnan(self.cosine_at_peak.value)
+            else f"has a cosine of {self.cosine_at_peak}"
+        )
         return (
-            f"After block {self.peak} base's direction has a cosine of {self.cosine_at_peak} with "
+            f"After block {self.peak} base's direction {cosine} with "
             f"aligned's and names {self.transfer_at_peak.value:.0%} of aligned's unseen texts "
             f"rightly ({self.aligned[row]:.0%} by its own)"
             + ("" if np.isnan(self.drift_share[row]) else drift)
@@ -379,7 +384,7 @@ length means nothing (1 of a component, an inverse unit of a discriminant) is th
             return NOTHING
         mine = (self.layer == self.peak) & (self.model == "base") & (self.part == _main(self.part))
         said = [
-            f"{method} {cosine:.2f} ({accuracy:.0%})"
+            f"{method} {shown(float(cosine), 2)} ({accuracy:.0%})"
             for method, cosine, accuracy in zip(
                 self.method[mine], self.cosine[mine], self.accuracy[mine], strict=True
             )
@@ -397,7 +402,9 @@ length means nothing (1 of a component, an inverse unit of a discriminant) is th
             return None
         mine = (self.model == "base") & (self.part == _main(self.part))
         figure, panels = figures.panels(2)
-        names = list(dict.fromkeys(self.method[mine].tolist()))
+        every = list(dict.fromkeys(self.method[mine].tolist()))
+        counts = {name: int((mine & (self.method == name)).sum()) for name in every}
+        names = [name for name, count in counts.items() if count == max(counts.values())]
         for panel, (numbers, ylabel) in zip(
             panels,
             (
@@ -410,6 +417,17 @@ length means nothing (1 of a component, an inverse unit of a discriminant) is th
             layers = self.layer[mine & (self.method == names[0])]
             figures.curves(layers, lines, xlabel="block of base", ylabel=ylabel, on=panel)
         return figure
+
+
+def _known(measured: Any, most: float = np.inf) -> Estimate:
+    """A figure without noise and its bounds; undefined where noise leaves none of these.
+
+    Args:
+        measured: The figure, as `estimators.compare` gives it.
+        most: How large it can be; by chance it may pass that.
+    """
+    numbers = [float(np.clip(z, -most, most)) for z in measured]
+    return Estimate(*(numbers if np.isfinite(numbers).all() else [np.nan] * 3))
 
 
 def _main(parts: np.ndarray) -> Part:
@@ -685,7 +703,7 @@ class _Study:
         cosine, ratio = self._at_peak(rows)
         return DirectionsResult.of(
             cosine=cosine,
-            norm_change=ratio,
+            norm_ratio_at_peak=ratio,
             **rows,
             method=metric.method,
             at=metric.at,
@@ -727,7 +745,7 @@ class _Study:
         place = self.metric.sites.index(Site(self.peak(rows), part))
         if self.metric.method in ("mean-difference", "caa"):
             found = self.compared(place)
-            return Estimate(*found.true_cosine), Estimate(*found.true_norm_ratio)
+            return _known(found.true_cosine, 1.0), _known(found.true_norm_ratio)
         return Estimate(rows["cosine_base_aligned"][place]), Estimate(rows["norm_ratio"][place])
 
     def compared(self, place: int) -> Any:
@@ -752,18 +770,19 @@ class _Study:
         rows: dict[str, list[Any]] = {name: [] for name in _TRANSFER}
         for place, site in enumerate(self.metric.sites):
             found, moved = self.compared(place), self._moved[place]
+            true, ratio = _known(found.true_cosine, 1.0), _known(found.true_norm_ratio)
             smallest, largest = self._angles(place)
             rows["layer"].append(site.layer)
             rows["part"].append(site.part)
             for name, number in (
                 ("cosine", self.direction(0, place).cosine(self.direction(1, place))),
-                ("true_cosine", found.true_cosine.value),
-                ("low", found.true_cosine.low),
-                ("high", found.true_cosine.high),
+                ("true_cosine", true.value),
+                ("low", true.low),
+                ("high", true.high),
                 ("norm_ratio", found.norm_ratio),
-                ("true_norm_ratio", found.true_norm_ratio.value),
-                ("ratio_low", found.true_norm_ratio.low),
-                ("ratio_high", found.true_norm_ratio.high),
+                ("true_norm_ratio", ratio.value),
+                ("ratio_low", ratio.low),
+                ("ratio_high", ratio.high),
                 ("noise_base", found.noise[0]),
                 ("noise_aligned", found.noise[1]),
                 ("base", moved.accuracy[0, 0]),
@@ -779,7 +798,7 @@ class _Study:
         place = self.metric.sites.index(Site(main.peak, _main(main.part)))
         moved = self._moved[place]
         return DirectionTransferResult.of(
-            cosine_at_peak=Estimate(*self.compared(place).true_cosine),
+            cosine_at_peak=_known(self.compared(place).true_cosine, 1.0),
             transfer_at_peak=Estimate(
                 *(float(z[0, 1]) for z in (moved.accuracy, moved.low, moved.high))
             ),
@@ -837,22 +856,29 @@ class _Study:
         sides = range(len(self.models))
         names = [m for m in METHODS if m != "caa" and (self.metric.twins or m not in PAIRED)]
         rows: dict[str, list[Any]] = {name: [] for name in _METHODS}
+        missed: dict[str, str] = {}
         for method in names:
             estimate = self.estimate(method)
             for place, site in enumerate(self.metric.sites):
                 if not all(self.direction(m, place, "mean-difference").norm for m in sides):
                     continue
                 both = self.roles(0, place), self.roles(0 if self.alone else 1, place)
-                moved = cross_transfer(
-                    *both,
-                    estimate=estimate,
-                    folds=self.folds,
-                    groups=self.groups,
-                    seed=self.seed,
-                    rounds=1,
-                )
-                for model in sides:
-                    found = self.direction(model, place, method)
+                try:
+                    moved = cross_transfer(
+                        *both,
+                        estimate=estimate,
+                        folds=self.folds,
+                        groups=self.groups,
+                        seed=self.seed,
+                        rounds=1,
+                    )
+                    directions = [self.direction(model, place, method) for model in sides]
+                except DriftlensError as error:
+                    # What too few texts cannot give is left out of this table, and it says so.
+                    said = f"{method} is left out where there are {error.found}."
+                    missed.setdefault(method, said)
+                    continue
+                for model, found in zip(sides, directions, strict=True):
                     means = self.direction(model, place, "mean-difference")
                     rows["model"].append(MODELS[model])
                     rows["layer"].append(site.layer)
@@ -861,7 +887,7 @@ class _Study:
                     rows["cosine"].append(found.cosine(means))
                     rows["norm"].append(found.norm)
                     rows["accuracy"].append(float(moved.accuracy[model, model]))
-        return DirectionMethodsResult.of(**rows, peak=main.peak)
+        return DirectionMethodsResult.of(**rows, peak=main.peak, notes=tuple(missed.values()))
 
     @cached_property
     def _main_result(self) -> DirectionsResult:
@@ -893,6 +919,12 @@ class _Study:
         lost = len(self.pack.examples) - sum(map(len, self.chosen))
         if lost:
             yield f"{lost} of {len(self.pack.examples)} texts were not read, or their twins not."
+        if cut := self.metric.encoder.windowed:
+            length = self.metric.encoder.length
+            yield (
+                f"{cut} texts are longer than the {length} tokens of a window: what lies far "
+                "before the place where they are read is not seen there."
+            )
         if self.metric.twins is None:
             yield "The texts form no pairs: roles are dealt out anew where nothing should be found."
 

@@ -96,8 +96,8 @@ against not, in nats. Kept are those with induce ≥ 0, kl ≤ 0.1 and a block a
         count = len(self.layer)
         if not self.found:
             return (
-                f"None of {count} directions of {self.model} passes, most often because "
-                f"{_most(self.reason.tolist())}. Unsteered, the log-odds of agreeing are "
+                f"None of {count} directions of {self.model} passes (most often: "
+                f"{_most(self.reason.tolist())}). Unsteered, the log-odds of agreeing are "
                 f"{self.positive_still.value:.2f} on positive prompts and "
                 f"{self.negative_still.value:.2f} on negative ones."
             )

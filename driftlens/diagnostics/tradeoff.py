@@ -21,7 +21,7 @@ from driftlens.formulas.curves import (
     Rational,
     resampled,
 )
-from driftlens.formulas.fits import VERDICTS, Comparison, compare
+from driftlens.formulas.fits import DOUBT, VERDICTS, Comparison, compare
 from driftlens.formulas.intervals import Interval, bootstrap
 from driftlens.formulas.tradeoff import (
     Derivative,
@@ -142,11 +142,13 @@ scatter) and it beats a straight line and a parabola by more than 2 in AIC; near
 strengths that leave 80 % of capability. slope, curvature: derivatives at r = 0 in closed form, \
 by going back through the blocks above once and twice, without a sweep; slope_swept, \
 curvature_swept: by finite differences of the measured curve. sweet_spot: the r with the most of \
-gain − λ · loss, of the fits where both hold and of the measured curves otherwise, with the \
-quantiles of its draws; small_sweet_spot = k / (2 λ q) from the derivatives alone. onset: the \
-smallest r at which capability has fallen beyond what noise would do anywhere on the curve, as a \
-share of E‖h‖. frontier: strengths that no other beats in both; chance: share of random \
-directions that reach as much behaviour at no less capability.
+gain − λ · loss / (capability at 0), of the fits where both hold and of the measured curves \
+otherwise, with the quantiles of its draws; small_sweet_spot = k / (2 λ q) from the derivatives \
+alone. A gain is spoken of only where the spot is told from 0, the direction from exchanged roles \
+(p < .05), and behaviour there from that along random directions. onset: the smallest r at which \
+capability has fallen beyond what noise would do anywhere on the curve, as a share of E‖h‖. \
+frontier: strengths that no other beats in both; chance: share of random directions that reach as \
+much behaviour at no less capability.
 """.strip()
 
     slope: Estimate = value("per unit of r")
@@ -274,7 +276,7 @@ directions that reach as much behaviour at no less capability.
     edge: str = fact()
     """`lowest` or `highest` if the sweet spot is an end of the curve: more may lie beyond."""
     weight: float = fact()
-    """λ, how much behaviour a unit of capability is worth."""
+    """λ, how much behaviour the whole of the capability is worth."""
     length: float = fact("of the stream")
     """E‖h‖ of the states that are pushed."""
     norm: float = fact("of the stream")
@@ -285,6 +287,13 @@ directions that reach as much behaviour at no less capability.
     """Items or texts of capability."""
     random_directions: int = fact("directions")
     """How many random directions the bands are of."""
+    beyond_controls: float = fact()
+    """1 if behaviour at the sweet spot lies beyond what one more random direction would reach
+    there, 0 if not; NaN without a band."""
+    p_value: float = fact(default=np.nan)
+    """Of the direction's norm, the largest of the blocks that are pushed."""
+    elsewhere: tuple[str, ...] = fact(default=())
+    """What other capabilities are before and at the sweet spot."""
 
     @property
     def title(self) -> str:  # type: ignore[override]
@@ -297,13 +306,26 @@ directions that reach as much behaviour at no less capability.
 
     @property
     def gains(self) -> bool:
-        """Whether there is a sweet spot that its interval tells from 0, and worth a word."""
+        """Whether there is a sweet spot that can be believed, and is worth a word."""
         spot = self.sweet_spot
-        return (spot.low > 0 or spot.high < 0) and self.gain.value > LITTLE
+        told = spot.low > 0 or spot.high < 0
+        return told and self.gain.value > LITTLE and not self._doubts
+
+    @property
+    def _doubts(self) -> list[str]:
+        """Why a gain is not to be believed."""
+        doubts = []
+        if self.p_value >= DOUBT:
+            p = shown(self.p_value, 2)
+            doubts.append(f"the direction is not told from roles that mean nothing (p = {p})")
+        if self.beyond_controls == 0:
+            doubts.append("a random direction of that length may reach as much")
+        return doubts
 
     def summary(self) -> str:
         """What the sweet spot gains and costs, and whether the theory holds."""
-        at = f"{self.part} of block {self.layers}".replace("out of", "the stream after")
+        block = f"block{'' if self.layers.isdigit() else 's'} {self.layers}"
+        at = f"{self.part} of {block}".replace("out of", "the stream after")
         still = (
             f"Steering {self._who} at {at}: behaviour {shown(self.behaviour_still.value, 2)} and "
             f"capability {shown(self.capability_still.value, 3)} unsteered"
@@ -314,14 +336,26 @@ directions that reach as much behaviour at no less capability.
             f"(of small strengths: {SAID[self.near_verdict]})"
         )
         if not self.gains:
-            return f"{still}; no strength gains measurably more than it costs. {_capital(theory)}."
+            why = "".join(f"; {doubt}" for doubt in self._doubts)
+            return (
+                f"{still}; no strength gains measurably more than it costs{why}. "
+                f"{_capital(theory)}."
+            )
         end = f" (the {self.edge} strength: more may lie beyond)" if self.edge else ""
         return (
             f"{still}; the sweet spot is r = {self.sweet_spot} "
             f"({shown(self.sweet_spot.value / self.length, 2)} E‖h‖){end}, which gains "
-            f"{shown(self.gain.value, 3)} and costs {shown(self.cost.value, 2)}. "
+            f"{shown(self.gain.value, 3)} and takes capability to {self._after}{self._others}. "
             f"{_capital(theory)}."
         )
+
+    @property
+    def _after(self) -> str:
+        return shown(self.capability_still.value - self.cost.value, 3)
+
+    @property
+    def _others(self) -> str:
+        return f" ({', '.join(self.elsewhere)})" if self.elsewhere else ""
 
     def headline(self) -> str:
         """The sweet spot, of the aligned model or the only one."""
@@ -329,8 +363,9 @@ directions that reach as much behaviour at no less capability.
             return ""
         return (
             f"steering {self._who} by {shown(self.sweet_spot.value / self.length, 2)} E‖h‖ gains "
-            f"{shown(self.gain.value, 3)} of behaviour for {shown(self.cost.value, 2)} of "
-            f"capability on {self.capability_pack}"
+            f"{shown(self.gain.value, 3)} of behaviour and takes P(right) of "
+            f"{self.capability_pack} from {shown(self.capability_still.value, 3)} to {self._after}"
+            f"{self._others}" + (f", at the {self.edge} strength looked at" if self.edge else "")
         )
 
     def figure(self):
@@ -414,7 +449,7 @@ class Tradeoff:
 
     Args:
         course: What was measured.
-        weight: λ, how much behaviour a unit of capability is worth.
+        weight: λ, how much behaviour the whole of the unsteered capability is worth.
         seed: Of every draw.
         level: Share of bootstrap draws that an interval holds.
     """
@@ -447,7 +482,7 @@ class Tradeoff:
             slope_swept=_estimate(swept[0].interval) if swept else np.nan,
             curvature_swept=_estimate(swept[1].interval) if swept else np.nan,
             capability_slope=self._closed("capability", 1),
-            small_sweet_spot=small_sweet_spot(slope.value, curvature.value, self.weight),
+            small_sweet_spot=small_sweet_spot(slope.value, curvature.value, self._weight),
             onset=fell.share,
             expected_onset=expected_onset(curvature.value, fell.fall) / course.length,
             behaviour_still=Estimate(*(float(z[origin]) for z in bounds["b"])),
@@ -492,6 +527,7 @@ class Tradeoff:
             items=len(course.behaviour.clusters),
             documents=len(course.capability.clusters),
             random_directions=len(course.controls),
+            beyond_controls=self._beyond(float(spot.strength.estimate), spot.gain),
             **facts,
         )
 
@@ -565,8 +601,22 @@ class Tradeoff:
         if tanh and rational and tanh.verdict in good and rational.verdict in good:
             fine = np.union1d(np.linspace(self.r[0], self.r[-1], FINE), self.r)
             b, p = (found.fits[0].along(fine) for found in (tanh, rational))
-            return sweet_spot(b, p, self.weight, self.level), True
-        return sweet_spot(self.b, self.p, self.weight, self.level), False
+            return sweet_spot(b, p, self._weight, self.level), True
+        return sweet_spot(self.b, self.p, self._weight, self.level), False
+
+    @property
+    def _weight(self) -> float:
+        """What a unit of capability is worth in behaviour."""
+        still = float(self.p.value[self.p.origin])
+        return self.weight / still if still else self.weight
+
+    def _beyond(self, strength: float, gain: float) -> float:
+        """Whether behaviour there lies beyond the band of random directions: 1, 0 or NaN."""
+        found = self._band("behaviour")
+        low, high = (float(np.interp(strength, self.r, z)) for z in (found.low, found.high))
+        if np.isnan(low + high):
+            return np.nan
+        return float(self.b.value[self.b.origin] + gain > high)
 
     def _bounds(self, curve: Curve) -> Interval:
         assert curve.draws is not None
@@ -729,7 +779,8 @@ is chosen on one item in four, and all curves are of the others.
     def summary(self) -> str:
         """What was chosen, and out of how many."""
         count = len(set(self.layer.tolist()))
-        how = "as asked" if self.asked else f"the best of {count} by {self.choosing} items"
+        own = f"the best of {count} by {self.choosing} items kept for that"
+        how = "as asked" if self.asked else own
         rows = self.layer == int(self.chosen.split("-")[0].split(",")[0])
         alone = len(set(self.model.tolist())) == 1
         said = ", ".join(

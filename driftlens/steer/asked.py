@@ -49,7 +49,7 @@ class Options:
     controls: int = 4
     """Random directions of equal length to hold against it."""
     weight: float = 1.0
-    """λ, how much behaviour a unit of capability is worth."""
+    """λ, how much behaviour the whole of a capability is worth."""
     seed: int = 0
     """Of every draw."""
     level: float = 0.95
@@ -61,6 +61,9 @@ class Options:
     tokens: int = TOKENS
     """About the most tokens to read of behaviour, and of each pack that is to be kept, at each
     strength; of what is larger an even part is taken."""
+
+    allow_identical: bool = False
+    """Whether to go on although both models of a pair are the same."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked for.

@@ -33,11 +33,11 @@ from driftlens.models import ModelPair
 from driftlens.models.sites import Site
 from driftlens.models.sweep import Push
 from driftlens.packs import Pack, between
-from driftlens.results import Check, Estimate, Result
+from driftlens.results import Check, Estimate, Result, shown
 from driftlens.sweeps import Arm, Bends, Choices, Reading, StateGradients, Texts, choices, push_of
 
 from .asked import DEPTH, USUALLY, Options, halves, matched
-from .cards import Strength
+from .cards import Strength, said
 from .courses import Line, Looker, both_finite, followed
 from .kept import KeptDirections
 from .selection import select
@@ -112,7 +112,7 @@ class Steering:
                 pack=self.contrast,
                 figures=[main.at_row(name, layer, options.part) for layer in mine],
                 layer=self.layers[0] if single else None,
-                strength=told if curve.gains and single else None,
+                strength=told if curve.gains and single and not curve.edge else None,
             )
         return found
 
@@ -215,11 +215,46 @@ class _Study:
         return Texts(part) if part.kind == "text" else choices(part, self.pair)
 
     def _part(self, pack: Pack) -> Pack:
-        """An even part of what is too large to be read at every strength."""
-        part, said = even_part(self.pair, pack, self.options.tokens, self.options.length)
-        if said:
-            self._parts[pack.name] = f"{pack.name}: {said[0].lower()}{said[1:]}"
+        """What fits into a window, and of what is too large to be read at every strength a part."""
+        fitting, long = self._fitting(pack)
+        part, some = even_part(self.pair, fitting, self.options.tokens, self.options.length)
+        if len(set(part.clusters)) < 2:
+            raise DriftlensError(
+                f"two items or texts at least in {pack.name}, that are resampled apart",
+                found=f"{len(part.examples)} of {len(set(part.clusters))} families",
+                remedy="Give more of them, or leave `group` out.",
+            )
+        if some or long:
+            self._parts[pack.name] = " ".join(
+                f"{pack.name}: {one[0].lower()}{one[1:]}" for one in (long, some) if one
+            )
         return part
+
+    def _fitting(self, pack: Pack) -> tuple[Pack, str]:
+        """The items whose prompts fit into a window, and what to say of the others."""
+        if pack.kind != "choice":
+            return pack, ""
+        encoder = self.pair.encoder(pack, self.options.length)
+        sizes = [
+            max(len(side.ids) for side in encoder.document(number).sides)
+            for number in range(len(pack.examples))
+        ]
+        # The answer's first token stands behind the prompt.
+        kept = [e for e, size in zip(pack.examples, sizes, strict=True) if size < encoder.length]
+        if not kept:
+            raise DriftlensError(
+                f"prompts of fewer than {encoder.length} tokens in {pack.name}, that fit into a "
+                "window",
+                found=f"{min(sizes)} tokens in the shortest",
+                remedy="Give shorter prompts, or a larger --max-length.",
+            )
+        if len(kept) == len(pack.examples):
+            return pack, ""
+        lost = len(pack.examples) - len(kept)
+        return replace(pack, examples=kept), (
+            f"{lost} of {len(pack.examples)} items are left out, whose prompts do not fit into a "
+            f"window of {encoder.length} tokens."
+        )
 
     @cached_property
     def _parts(self) -> dict[str, str]:
@@ -255,7 +290,7 @@ class _Study:
         return doctor.examine(
             self.pair,
             [few],
-            allow_identical=len(self.models) == 1,
+            allow_identical=self.options.allow_identical or len(self.models) == 1,
             length=self.options.length,
             gates=gates,
         )
@@ -282,7 +317,7 @@ class _Study:
         if not found.found:
             raise DriftlensError(
                 "a direction that passes the three tests of --select",
-                found=found.summary(),
+                found=f"{found.summary()[:1].lower()}{found.summary()[1:].rstrip('.')}",
                 remedy="Name a block with --layer instead, or allow deeper ones with "
                 "--select-depth 1.",
             )
@@ -380,10 +415,11 @@ class _Study:
         allowed = np.array([site.layer < below for site in self._sites])
         scores = np.where(allowed, gains.mean(0), -np.inf)
         if not np.isfinite(scores).any():
+            apart = any(one.norm for one in self._found.values())
             raise DriftlensError(
                 "a block at which the roles differ",
-                found="none among the lower ones",
-                remedy="Name one with --layer.",
+                found="none among the lower ones" if apart else "texts whose states are the same",
+                remedy="Name one with --layer." if apart else "Give texts that differ by role.",
             )
         return (self._sites[int(np.nanargmax(scores))].layer,)
 
@@ -415,7 +451,7 @@ class _Study:
                 rows[name] += cells.tolist()
         return SteeringByLayerResult.of(
             **rows,
-            chosen=_said(self._layers),
+            chosen=said(sorted(self._layers)),
             asked=self._asked is not None,
             choosing=len(self._split.choosing.examples),
         )
@@ -534,12 +570,17 @@ class _Study:
             _answers(reading),
             self._length(side),
         )
+        main = self._directions[0]
+        assert isinstance(main, DirectionsResult), "the first that is told"
+        p_values = [
+            main.at_row(MODELS[side], layer, self.options.part)["p_value"] for layer in self._layers
+        ]
         told = Tradeoff(course, self.options.weight, self.options.seed, self.options.level)
         sites = [Site(layer, self.options.part) for layer in self._layers]
         norms = [self._found[MODELS[side], site].norm for site in sites]
         result = told.result(
             model=MODELS[side],
-            layers=_said(self._layers),
+            layers=said(sorted(self._layers)),
             part=self.options.part,
             method=self.options.method,
             positions=self.options.positions,
@@ -547,12 +588,24 @@ class _Study:
             capability_pack=reading.pack.name,
             foremost=place == 1,
             alone=len(self.models) == 1,
+            p_value=float(max(p_values)),
             norm=float(np.mean(norms)),
         )
         read = (self._parts.get(name) for name in (self.behaviour.name, reading.pack.name))
         notes = [*self._of_positions(), *self._of_ends(side), *self._of_controls(len(controls))]
         notes += filter(None, read)
+        if place == 1:
+            others = tuple(self._elsewhere(side, result.sweet_spot.value))
+            result = replace(result, elsewhere=others)
         return replace(result, notes=tuple(notes))
+
+    def _elsewhere(self, side: int, strength: float) -> Iterator[str]:
+        """What the other capabilities are before and at a strength."""
+        strengths = self._strengths[side]
+        for place, reading in enumerate(self.capabilities[1:], 2):
+            right = self._lines[side][place].seen(strengths).mean("right")
+            ends = (shown(float(np.interp(r, strengths, right)), 3) for r in (0.0, strength))
+            yield f"{reading.pack.name} from {' to '.join(ends)}"
 
     def _of_ends(self, side: int) -> Iterator[str]:
         beyond = both_finite(self._lines[side])[1]
@@ -623,7 +676,7 @@ class _Study:
             base_in_aligned=ratios[1],
             aligned_in_base=ratios[0],
             **rows,
-            layers=_said(self._layers),
+            layers=said(sorted(self._layers)),
         )
 
     def _interval(self, items: np.ndarray, clusters: np.ndarray):
@@ -708,12 +761,3 @@ def _answers(reading: Reading) -> int:
     counts = {int((row != 0).sum()) for row in reading.signs}
     single = {int((row > 0).sum()) for row in reading.signs} == {1}
     return counts.pop() if len(counts) == 1 and single else 0
-
-
-def _said(layers: Sequence[int]) -> str:
-    """Numbers of blocks, as a person would write them."""
-    low, high = min(layers), max(layers)
-    whole = sorted(layers) == list(range(low, high + 1))
-    if whole:
-        return str(low) if low == high else f"{low}-{high}"
-    return ",".join(map(str, sorted(layers)))
