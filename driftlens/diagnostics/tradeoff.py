@@ -336,7 +336,8 @@ much behaviour at no less capability.
             f"(of small strengths: {SAID[self.near_verdict]})"
         )
         if not self.gains:
-            why = "".join(f"; {doubt}" for doubt in self._doubts)
+            doubts = self._doubts if self.gain.value > LITTLE else ()
+            why = "".join(f"; {doubt}" for doubt in doubts)
             return (
                 f"{still}; no strength gains measurably more than it costs{why}. "
                 f"{_capital(theory)}."
