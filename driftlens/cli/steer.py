@@ -172,7 +172,7 @@ def measure(
         int, typer.Option(min=0, help="Random directions of equal length to hold against it.")
     ] = 4,
     weight: Annotated[
-        float, typer.Option(min=0.0, help="What a unit of capability is worth in behaviour.")
+        float, typer.Option(min=0.0, help="What the whole of a capability is worth in behaviour.")
     ] = 1.0,
     max_tokens: Annotated[
         int,
