@@ -56,6 +56,7 @@ COUNTS = {
     "texts": (6, "Texts."),
     "long": (128, "Tokens in a text; an item has half to all of --tokens."),
     "strengths": (16, "Strengths, none of them 0."),
+    "still": (0, "1 looks at 0 as well, as every curve does."),
     "rounds": (5, "How often each is timed."),
 }
 """What is counted besides the sizes."""
@@ -66,7 +67,9 @@ def rows_of_way(
 ) -> Iterator[Row]:
     """The sweep and the slopes at each layer, against each strength alone, in turn."""
     vector = torch.randn(pair.width, generator=torch.Generator().manual_seed(0))
-    strengths = tuple(np.linspace(-FAR, FAR, asked.strengths + asked.strengths % 2).tolist())
+    strengths = tuple(
+        np.linspace(-FAR, FAR, asked.strengths + asked.strengths % 2 + asked.still).tolist()
+    )
     arms = {layer: [Arm(0, Push({Site(layer): vector}), strengths)] for layer in LAYERS}
     sweeps = {layer: Run(pair, reading.pack, [Sweep(reading, arms[layer])]) for layer in LAYERS}
     bends = {layer: Run(pair, reading.pack, [Bends(reading, arms[layer])]) for layer in LAYERS}
