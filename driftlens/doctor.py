@@ -452,21 +452,6 @@ ALONE: Sequence[Gate] = (_dtypes, _logits, _begin, _padding, _batching)
 STEERED: Sequence[Gate] = (*ALONE, _residual)
 """Those of one model that is to be steered."""
 
-STEERED_PAIR: Sequence[Gate] = (
-    _differ,
-    _shapes,
-    _dtypes,
-    _logits,
-    _tokens,
-    _vocabulary,
-    _begin,
-    _template,
-    _padding,
-    _batching,
-    _residual,
-)
-"""Those of a pair."""
-
 GATES: Sequence[Gate] = (
     _differ,
     _shapes,
@@ -482,3 +467,6 @@ GATES: Sequence[Gate] = (
     _residual,
     _matching,
 )
+
+STEERED_PAIR: Sequence[Gate] = tuple(g for g in GATES if g not in (_documents, _matching))
+"""Those of a pair that is to be steered."""

@@ -80,8 +80,8 @@ class Choices:
         `hits_full` the same of all tokens; `right` is P(wanted) among all tokens and `log_right`
         its logarithm.
         """
-        behaviour, right, log_right, log_odds = self.scores(logits, targets, documents, side)
         own, logs, signs = self._shares(logits, documents, side)
+        behaviour, right, log_right, log_odds = _scores(own, logs, signs)
         full, wanted, others = logs.exp(), signs > 0, signs < 0
         best, rival = (own.masked_fill(~z, -torch.inf).amax(1) for z in (wanted, others))
         highest = logits.amax(1, keepdim=True)
@@ -103,12 +103,7 @@ class Choices:
 
     def scores(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
         """[score, item] behaviour, P(wanted) among all tokens, its logarithm, and log-odds."""
-        own, logs, signs = self._shares(logits, documents, side)
-        within = own.masked_fill(signs == 0, -torch.inf).softmax(1)
-        for_, against = (
-            logs.masked_fill(~z, -torch.inf).logsumexp(1) for z in (signs > 0, signs < 0)
-        )
-        return torch.stack([(within * signs).sum(1), for_.exp(), for_, for_ - against])
+        return _scores(*self._shares(logits, documents, side))
 
     def _shares(self, logits: Tensor, documents: np.ndarray, side: int) -> tuple[Tensor, ...]:
         """[item, choice] each answer's logit, ln of its share of all tokens, and its sign."""
@@ -119,6 +114,13 @@ class Choices:
 
     def _tokens(self, documents: np.ndarray, side: int, device: torch.device) -> Tensor:
         return self.tokens[side][documents].to(device)
+
+
+def _scores(own: Tensor, logs: Tensor, signs: Tensor) -> Tensor:
+    """[score, item] of answers' logits, logarithms of their shares of all tokens, and signs."""
+    within = own.masked_fill(signs == 0, -torch.inf).softmax(1)
+    for_, against = (logs.masked_fill(~z, -torch.inf).logsumexp(1) for z in (signs > 0, signs < 0))
+    return torch.stack([(within * signs).sum(1), for_.exp(), for_, for_ - against])
 
 
 @dataclass(frozen=True, eq=False)

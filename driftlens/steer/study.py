@@ -344,10 +344,10 @@ class _Study:
     def _sides(self) -> range:
         return range(len(self.models))
 
-    def _push(self, side: int, layers: Sequence[int] | None = None) -> Push:
+    def _push(self, side: int) -> Push:
         """Along a model's own directions."""
         vectors = {}
-        for layer in self._layers if layers is None else layers:
+        for layer in self._layers:
             site = Site(layer, self.options.part)
             found = self._found.get((MODELS[side], site))
             if found is None or not found.norm:
@@ -359,10 +359,9 @@ class _Study:
             vectors[site] = found.unit
         return push_of(vectors)
 
-    def _length(self, side: int, layers: Sequence[int] | None = None) -> float:
+    def _length(self, side: int) -> float:
         """E‖h‖ where a model is pushed, mean over blocks."""
-        layers = self._layers if layers is None else layers
-        sites = [Site(layer, self.options.part) for layer in layers]
+        sites = [Site(layer, self.options.part) for layer in self._layers]
         return float(np.mean([self._found[MODELS[side], site].lengths.mean() for site in sites]))
 
     # Which block
@@ -715,7 +714,7 @@ class _Study:
             level=self.options.level,
         )
         several = (
-            ("Steered at several blocks together: the sweep's slope is that of one push at all.",)
+            ("Steered at several blocks together: no sweep holds the slope of one of them.",)
             if len(self._layers) > 1
             else ()
         )
@@ -733,7 +732,8 @@ class _Study:
         seen = [line.seen(strengths) for line in self._lines[side][1:]]
         r = np.array(strengths)
         origin = strengths.index(0.0)
-        if min(origin, len(strengths) - origin - 1) < 2:
+        # A push at several blocks has no slope that belongs to one of them.
+        if len(self._layers) > 1 or min(origin, len(strengths) - origin - 1) < 2:
             return Estimate(np.nan)
         weights = np.concatenate([some.weights for some in seen])
         curve = resampled(
