@@ -159,6 +159,15 @@ def test_intervals_of_tossed_items_hold_the_truth(draws):
         assert within(held, len(draws)), name
     spots = sum(covered(_interval(one.sweet_spot), best_of()) for one in draws)
     assert within(spots, len(draws))
+    for one in draws:
+        assert one.gain.low <= one.gain.value <= one.gain.high
+        assert one.cost.low <= one.cost.value <= one.cost.high
+    gains = [covered(_interval(one.gain), tanh(one.sweet_spot.value) - tanh(0.0)) for one in draws]
+    costs = [
+        covered(_interval(one.cost), square(0.0) - square(one.sweet_spot.value)) for one in draws
+    ]
+    for held in (sum(gains), sum(costs)):
+        assert within(held, len(draws))
 
 
 class _interval:

@@ -25,6 +25,7 @@ from driftlens.formulas.fits import DOUBT, VERDICTS, Comparison, compare
 from driftlens.formulas.intervals import Interval, bootstrap
 from driftlens.formulas.tradeoff import (
     Derivative,
+    SweetSpot,
     at_zero,
     band,
     expected_onset,
@@ -158,9 +159,9 @@ much behaviour at no less capability.
     sweet_spot: Estimate = value("of the stream")
     """r with the most of gain − λ · loss."""
     gain: Estimate = value("of behaviour")
-    """Behaviour at the sweet spot minus behaviour at 0."""
+    """Behaviour at the sweet spot minus behaviour at 0; bounds are of that strength."""
     cost: Estimate = value("of capability")
-    """Capability at 0 minus capability at the sweet spot."""
+    """Capability at 0 minus capability at the sweet spot; bounds are of that strength."""
     slope_swept: Estimate = value("per unit of r")
     """d behaviour / dr at 0, by differences of the measured curve."""
     curvature_swept: Estimate = value("per squared unit of r")
@@ -468,7 +469,9 @@ class Tradeoff:
         slope = self._closed("behaviour", 1)
         curvature = self._closed("capability", 2)
         swept = self._swept()
-        spot, from_fits = self._spot()
+        spot, from_fits, curves = self._spot()
+        at = float(spot.strength.estimate)
+        gained, kept = (_spread(curve, at, self.level) for curve in curves)
         tanh, rational = self._theory
         fell = onset(p, course.length, self.level)
         bounds = {name: self._bounds(curve) for name, curve in (("b", b), ("p", p))}
@@ -478,8 +481,8 @@ class Tradeoff:
             slope=slope,
             curvature=curvature,
             sweet_spot=_estimate(spot.strength),
-            gain=spot.gain,
-            cost=spot.loss,
+            gain=Estimate(spot.gain, *(spot.gain + gained)),
+            cost=Estimate(spot.loss, *(spot.loss - kept[::-1])),
             slope_swept=_estimate(swept[0].interval) if swept else np.nan,
             curvature_swept=_estimate(swept[1].interval) if swept else np.nan,
             capability_slope=self._closed("capability", 1),
@@ -595,15 +598,16 @@ class Tradeoff:
         curve = seen.curve("right", self.r[some], self.seed)
         return compare(FULL, curve, level=self.level).verdict
 
-    def _spot(self):
-        """The sweet spot, and whether it is that of the fits."""
+    def _spot(self) -> tuple[SweetSpot, bool, tuple[Curve, Curve]]:
+        """The sweet spot, whether it is that of the fits, and the curves that it is of."""
         tanh, rational = self._theory
         good = ("holds", "undecided")
         if tanh and rational and tanh.verdict in good and rational.verdict in good:
             fine = np.union1d(np.linspace(self.r[0], self.r[-1], FINE), self.r)
             b, p = (found.fits[0].along(fine) for found in (tanh, rational))
-            return sweet_spot(b, p, self._weight, self.level), True
-        return sweet_spot(self.b, self.p, self._weight, self.level), False
+            return sweet_spot(b, p, self._weight, self.level), True, (b, p)
+        both = self.b, self.p
+        return sweet_spot(*both, self._weight, self.level), False, both
 
     @property
     def _weight(self) -> float:
@@ -658,6 +662,19 @@ class Tradeoff:
             "accuracy_full": seen.mean("hits" if of_text else "hits_full"),
             "loss": -seen.mean("log_right"),
         }
+
+
+def _spread(curve: Curve, strength: float, level: float) -> np.ndarray:
+    """[bound] how far draws of a curve's move from 0 to a given strength lie from the move."""
+    assert curve.draws is not None
+
+    def moves(values: np.ndarray) -> np.ndarray:
+        return np.array([np.interp(strength, curve.strength, row) for row in values])
+
+    whole = moves(curve.value[None]) - curve.value[curve.origin]
+    drawn = moves(curve.draws) - curve.draws[:, curve.origin]
+    tail = (1 - level) / 2
+    return np.quantile(drawn - whole, [tail, 1 - tail])
 
 
 def _estimate(interval: Any) -> Estimate:
