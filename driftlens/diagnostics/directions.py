@@ -446,8 +446,8 @@ class Roles(NamedTuple):
     """[text, width] likewise."""
 
 
-class Directions(Metric[DirectionsResult]):
-    """Finds the direction between two roles of texts in both models.
+class RoleStates(Metric[R]):
+    """Keeps the states of texts of two roles, and finds the direction between them.
 
     Args:
         layers: Blocks to look at; None is all.
@@ -463,8 +463,6 @@ class Directions(Metric[DirectionsResult]):
     Raises:
         DriftlensError: There is no such method, part or place.
     """
-
-    also = (DirectionTransferResult, DirectionMethodsResult)
 
     def __init__(
         self,
@@ -545,16 +543,6 @@ class Directions(Metric[DirectionsResult]):
         rows = np.stack([np.ones(len(here)), *np.concatenate(sides, 1).T], 1)
         self.states.update(frame.units.document[here], rows)
 
-    def compute(self) -> DirectionsResult:
-        """The result of all that was seen so far."""
-        return self._study.directions()
-
-    def beside(self) -> Sequence[Result]:
-        """Both models beside each other, and other methods."""
-        study = self._study
-        found: list[Result] = [] if study.alone else [study.transfer()]
-        return [*found, study.methods()]
-
     def found(self) -> dict[tuple[str, Site], "Direction"]:
         """Each model's direction at each place.
 
@@ -583,10 +571,26 @@ class Directions(Metric[DirectionsResult]):
         return kept[1]
 
 
+class Directions(RoleStates[DirectionsResult]):
+    """Tells of the direction between two roles of texts in both models; see `RoleStates`."""
+
+    also = (DirectionTransferResult, DirectionMethodsResult)
+
+    def compute(self) -> DirectionsResult:
+        """The result of all that was seen so far."""
+        return self._study.main
+
+    def beside(self) -> Sequence[Result]:
+        """Both models beside each other, and other methods."""
+        study = self._study
+        found: list[Result] = [] if study.alone else [study.transfer()]
+        return [*found, study.methods()]
+
+
 class _Study:
     """Everything that is learnt of the states that a metric has kept."""
 
-    def __init__(self, metric: Directions) -> None:
+    def __init__(self, metric: RoleStates) -> None:
         self.metric, self.seed, self.level = metric, metric.seed, metric.level
         self.pack = metric.encoder.pack
         self.alone = metric.pair.base is metric.pair.aligned
@@ -655,7 +659,8 @@ class _Study:
         found = getattr(estimators, METHODS[method])
         return partial(found, shuffle=self.seed) if method == "pca-shuffled" else found
 
-    def directions(self) -> DirectionsResult:
+    @cached_property
+    def main(self) -> DirectionsResult:
         """The main table."""
         from driftlens.estimators import cross_transfer, max_t, role_null, stability
 
@@ -764,7 +769,7 @@ class _Study:
 
     def transfer(self) -> DirectionTransferResult:
         """Both models beside each other."""
-        main = self._main_result
+        main = self.main
         if main.peak < 0:
             return self._nothing(DirectionTransferResult)
         rows: dict[str, list[Any]] = {name: [] for name in _TRANSFER}
@@ -850,7 +855,7 @@ class _Study:
         """Other ways to find the direction."""
         from driftlens.estimators import cross_transfer
 
-        main = self._main_result
+        main = self.main
         if main.peak < 0:
             return self._nothing(DirectionMethodsResult)
         sides = range(len(self.models))
@@ -888,10 +893,6 @@ class _Study:
                     rows["norm"].append(found.norm)
                     rows["accuracy"].append(float(moved.accuracy[model, model]))
         return DirectionMethodsResult.of(**rows, peak=main.peak, notes=tuple(missed.values()))
-
-    @cached_property
-    def _main_result(self) -> DirectionsResult:
-        return self.directions()
 
     def _nothing(self, kind: type[R]) -> R:
         """A result of too few texts: no row, and no number."""

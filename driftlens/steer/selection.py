@@ -1,13 +1,13 @@
 """Which direction to take, of several tokens and blocks, for one that prompts alone tell of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from driftlens.contrasts import MODELS
-from driftlens.diagnostics.directions import Directions
+from driftlens.diagnostics.directions import RoleStates
 from driftlens.diagnostics.selection import Candidates, DirectionSelectionResult, selected
 from driftlens.errors import DriftlensError
 from driftlens.metric import measure
@@ -24,16 +24,12 @@ ONE_IN = 3
 """Of the families of each role, one in so many judges; directions are found on the others."""
 
 
-class Means(Directions):
+class Means(RoleStates[Result]):
     """The directions alone, with nothing told of them."""
 
-    def compute(self) -> Result:  # type: ignore[override]
+    def compute(self) -> Result:
         """Nothing but what was kept."""
         return Result()
-
-    def beside(self) -> Sequence[Result]:
-        """Nothing."""
-        return ()
 
 
 def select(
