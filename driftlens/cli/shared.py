@@ -64,6 +64,9 @@ Remote = Annotated[
 Attention = Annotated[
     str, typer.Option("--attn-implementation", help="sdpa, eager, flash_attention_2.")
 ]
+Backend = Annotated[
+    str, typer.Option(help="Look into the models by hooks, transformer_lens or nnsight.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Ask nothing of the hub.")]
 Identical = Annotated[
     bool, typer.Option("--allow-identical", help="Go on although both models are the same.")
@@ -97,6 +100,7 @@ LOADING = (
     "aligned_revision",
     "trust_remote_code",
     "attn_implementation",
+    "backend",
 )
 """Options that loading takes by their own names. A command declares them; `pair_of` reads them."""
 
@@ -351,7 +355,7 @@ def identity(run: dict[str, Any]) -> dict[str, Any]:
     how = {
         f"{name} of {side}": known.get(name)
         for side, known in run["models"].items()
-        for name in ("dtype", "device", "attention")
+        for name in ("dtype", "device", "attention", "backend")
     }
     packs = [[pack["name"], pack["sha256"]] for pack in run["packs"]]
     return {

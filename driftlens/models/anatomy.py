@@ -3,7 +3,7 @@
 Found by looking at what flows, so that no list of architectures has to be kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -37,12 +37,12 @@ def blocks(net: nn.Module) -> nn.ModuleList:
 
 
 def writers(
-    block: nn.Module, before: Tensor, after: Tensor, outputs: Mapping[str, Tensor]
+    names: Collection[str], before: Tensor, after: Tensor, outputs: Mapping[str, Tensor]
 ) -> tuple[str | None, str | None, bool]:
     """Which two modules of a block add to the residual stream: attention and MLP.
 
     Args:
-        block: The block.
+        names: Of all modules in the block.
         before: [batch, token, width] stream that entered it.
         after: [batch, token, width] stream that left it.
         outputs: For each child in the order of running, [batch, token, width] what it gave.
@@ -66,12 +66,11 @@ def writers(
         enough = 10 * min(found)[0] + 1e-6 * float(after.norm())
         _, _, attention, mlp = min((f for f in found if f[0] <= enough), key=lambda f: f[1])
         return attention, mlp, True
-    return _known(block, ATTENTION), _known(block, MLP), False
+    return _known(names, ATTENTION), _known(names, MLP), False
 
 
-def _known(block: nn.Module, paths: Sequence[str]) -> str | None:
-    modules = dict(block.named_modules())
-    return next((path for path in paths if path in modules), None)
+def _known(names: Collection[str], paths: Sequence[str]) -> str | None:
+    return next((path for path in paths if path in names), None)
 
 
 def ripple(stream: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The reference back-end: plain PyTorch hooks. Hooks are registered in this file only."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from driftlens.formulas.divergence import gold
 
 from . import anatomy
 from .model import Edits, Trace, Wants, rows_of
-from .sites import EMBED, Site, every
+from .sites import EMBED, Site, every, unknown
 from .tokens import Batch
 
 Listener = Callable[[nn.Module, tuple, dict, Any], Any]
@@ -31,6 +31,9 @@ class HookedModel:
         around: Gives a context inside which the net is this model; a base model that shares its
             net with an adapter is found with the adapter disabled.
     """
+
+    backend = "hooks"
+    """How it is looked into, by the name that `load_pair` takes."""
 
     def __init__(
         self,
@@ -60,6 +63,21 @@ class HookedModel:
         """What it computes in."""
         return next(self.body.parameters()).dtype
 
+    @property
+    def processed(self) -> bool:
+        """Whether its weights were folded or centred since they were trained."""
+        return False
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Every parameter by the name that it has in a plain net."""
+        return dict(self.net.named_parameters())
+
+    @property
+    def bare(self) -> "HookedModel":
+        """The model over a plain net, for what works on weights: itself, but for wrapped nets."""
+        return self
+
     @cached_property
     def vocabulary(self) -> int:
         """How many logits it gives."""
@@ -77,8 +95,7 @@ class HookedModel:
         batch = batch.to(self.device)
         sites = set(self._sites(wants)) | {self._end}
         with self._as_found(frozen=wants.gradients), torch.set_grad_enabled(wants.gradients):
-            with self._tap(batch, sites, edits or {}) as seen:
-                self.body(**self._inputs(batch))
+            seen = self._run(batch, sites, edits or {})
             last = seen[self._end]
             predictors = self._predictors(batch, last, edits or {})
             gradients: dict[Site, Tensor] = {}
@@ -119,9 +136,8 @@ class HookedModel:
             self._as_found(frozen=graph),
             torch.set_grad_enabled(graph),
             self._skip(layer, stream),
-            self._tap(batch, {self._end} if keep is None else above, edits) as seen,
         ):
-            self.body(**self._inputs(batch))
+            seen = self._run(batch, {self._end} if keep is None else above, edits)
         if keep is not None:
             keep.update(seen)
         return self._predictors(batch, seen[self._end], {})
@@ -157,15 +173,8 @@ class HookedModel:
             seen.append(states.reshape(len(stream), -1))
             return states
 
-        own = vars(head).get("forward")
-        head.forward = forward
-        try:
+        with _instead(head, forward):
             self.readout(stream)
-        finally:
-            if own is None:
-                del head.forward
-            else:
-                head.forward = own
         return seen[0]
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -189,8 +198,7 @@ class HookedModel:
         """
         batch, sites = batch.to(self.device), tuple(sites)
         with self._as_found(frozen=True), torch.enable_grad():
-            with self._tap(batch, {*sites, self._end}, {}) as seen:
-                self.body(**self._inputs(batch))
+            seen = self._run(batch, {*sites, self._end}, {})
             values = scores(self.readout(self._predictors(batch, seen[self._end], {})))
             wanted, found = [seen[site] for site in sites], []
             for one in values:
@@ -220,8 +228,8 @@ class HookedModel:
         likelihoods: list[Tensor] = []
         upstream: list[Tensor] = []
         with self._as_found(frozen=True), torch.enable_grad():
-            with self.listening(listeners(None)), self._tap(batch, {self._end}, {}) as seen:
-                self.body(**self._inputs(batch))
+            with self.listening(listeners(None)):
+                seen = self._run(batch, {self._end}, {})
             predictors = self._predictors(batch, seen[self._end], {})
             rows = rows_of(self.vocabulary)
             starts = range(0, len(predictors), rows)
@@ -283,6 +291,12 @@ class HookedModel:
                 remedy="Leave out the metrics that want gradients.",
             )
 
+    def _run(self, batch: Batch, sites: Iterable[Site], edits: Edits) -> Mapping[Site, Tensor]:
+        """Run the blocks over `batch` with `edits` in place, and keep what passes `sites`."""
+        with self._tap(batch, sites, edits) as seen:
+            self.body(**self._inputs(batch))
+        return seen
+
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.ids, **_off(self.body)}
         if not bool(batch.mask.all()):
@@ -310,9 +324,7 @@ class HookedModel:
             ids[here, some] = self.tokenizer.mask_token_id
             none = (some[:0], some[:0])
             copies = Batch(ids, batch.mask[some_rows], none, none, some[:0])
-            with self._tap(copies, {self._end}, edits) as seen:
-                self.body(**self._inputs(copies))
-            yield seen[self._end][here, some]
+            yield self._run(copies, {self._end}, edits)[self._end][here, some]
 
     @cached_property
     def _anatomy(self) -> list[tuple[tuple[str | None, str | None, bool], int | None]]:
@@ -324,7 +336,8 @@ class HookedModel:
                 still = _before(Site(number, "in"), lambda _, stream: anatomy.ripple(stream))
                 handle = block.register_forward_pre_hook(still, with_kwargs=True)
                 hooks.callback(handle.remove)
-                for name, module in [("", block), *block.named_children()]:
+                children = ((n, m) for n, m in self._named(number) if n and "." not in n)
+                for name, module in [("", block), *children]:
                     hook = _recorder(seen, (number, name))
                     handle = module.register_forward_hook(hook, with_kwargs=True)
                     hooks.callback(handle.remove)
@@ -340,7 +353,8 @@ class HookedModel:
             for (block, name), (_, given) in seen.items()
             if block == number and name and (stream := anatomy.stream_of(given, before)) is not None
         }
-        found = anatomy.writers(self.blocks[number], before, after, outputs)
+        names = [name for name, _ in self._named(number)]
+        found = anatomy.writers(names, before, after, outputs)
         return found, len(output) if isinstance(output, tuple) else None
 
     @cached_property
@@ -354,20 +368,22 @@ class HookedModel:
         # A norm may stand between the map and the stream: it is the last map before the writer.
         left = {number for number, (writer, _, _) in enumerate(self._writers) if writer}
 
+        ends = {n: self._part(n, self._writers[n][0] or "") for n in left}
+
         def recorder(number: int, name: str) -> Callable:
             def record(module: nn.Module, inputs: tuple, _: object) -> None:
                 flat = getattr(getattr(module, "weight", None), "ndim", 0) == 2
                 if number in left and flat and inputs:
                     found[number] = name, inputs[0].shape[-1]
-                if name == self._writers[number][0]:
+                if module is ends.get(number):
                     left.discard(number)
 
             return record
 
         ids = torch.arange(5, device=self.device)[None]
         with self._as_found(), torch.no_grad(), ExitStack() as hooks:
-            for number, block in enumerate(self.blocks):
-                for name, module in block.named_modules():
+            for number in range(self.depth):
+                for name, module in self._named(number):
                     handle = module.register_forward_hook(recorder(number, name))
                     hooks.callback(handle.remove)
             self.body(input_ids=ids)
@@ -405,20 +421,12 @@ class HookedModel:
     @contextmanager
     def _skip(self, layer: int, stream: Tensor) -> Iterator[None]:
         """Blocks up to `layer` do not run while inside; that one leaves `stream`."""
-        own: list[tuple[nn.Module, Any]] = []
         forms = [length for _, length in self._anatomy]
-        try:
+        with ExitStack() as skipped:
             for number in range(layer + 1):
-                block = self.blocks[number]
-                own.append((block, vars(block).get("forward")))
-                block.forward = _leaving(stream if number == layer else None, forms[number])
+                leaving = _leaving(stream if number == layer else None, forms[number])
+                skipped.enter_context(_instead(self.blocks[number], leaving))
             yield
-        finally:
-            for block, forward in own:
-                if forward is None:
-                    del block.forward
-                else:
-                    block.forward = forward
 
     @contextmanager
     def _writing(self, room: Tensor | None) -> Iterator[None]:
@@ -434,11 +442,8 @@ class HookedModel:
             logits = torch.mm(rows, head.weight.T, out=room[: len(rows)])
             return logits.reshape(*stream.shape[:-1], -1)
 
-        head.forward = forward
-        try:
+        with _instead(head, forward):
             yield
-        finally:
-            del head.forward
 
     @contextmanager
     def _tap(
@@ -447,26 +452,14 @@ class HookedModel:
         """Record what passes through `sites`, and replace what `edits` names, while inside."""
         seen: dict[Site, Tensor] = {}
         wanted = frozenset(sites)
-        shape = (*batch.ids.shape, -1)
-
-        def pass_through(site: Site, given: Tensor) -> Tensor:
-            # Some MLPs flatten batch and token.
-            stream = given.reshape(shape)
-            if site in edits:
-                stream = edits[site](stream)
-            if site in wanted:
-                if torch.is_grad_enabled() and not stream.requires_grad:
-                    stream = stream.detach().requires_grad_()
-                seen[site] = stream
-            return stream.reshape(given.shape)
-
         places = sorted(wanted | frozenset(edits))
         for site in places:
             # Where a part is, is found by running the net, which must not meet our own hooks.
             self._place(site)
+        through = passing(batch, wanted, edits, seen)
         with ExitStack() as hooks:
             for site in places:
-                hooks.callback(self._register(site, pass_through).remove)
+                hooks.callback(self._register(site, through).remove)
             yield seen
 
     def _register(self, site: Site, pass_through: Callable[[Site, Tensor], Tensor]):
@@ -474,12 +467,13 @@ class HookedModel:
         if site.part in ("in", "heads"):
             return module.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)
         return module.register_forward_hook(
-            lambda _, __, output: _with_first(output, pass_through(site, _first(output)))
+            lambda _, __, output: with_first(output, pass_through(site, first(output)))
         )
 
     def _place(self, site: Site) -> nn.Module:
         """The module at whose entry or end a place is."""
-        block = self.blocks[site.layer]
+        if site.layer >= self.depth:
+            raise unknown(str(site), [str(Site(self.depth - 1, site.part))])
         name = "" if site.part in ("in", "out") else self._module(site)
         if name is None:
             raise DriftlensError(
@@ -487,7 +481,50 @@ class HookedModel:
                 found=f"a block without {site.part}",
                 remedy="Choose another place.",
             )
-        return block.get_submodule(name)
+        return self._part(site.layer, name)
+
+    def _named(self, number: int) -> Iterable[tuple[str, nn.Module]]:
+        """The modules of a block by the names that they have in it."""
+        return self.blocks[number].named_modules()
+
+    def _part(self, number: int, name: str) -> nn.Module:
+        """A module of a block by its name in it."""
+        return self.blocks[number].get_submodule(name)
+
+
+def passing(
+    batch: Batch, wanted: Collection[Site], edits: Edits, seen: dict[Site, Tensor]
+) -> Callable[[Site, Tensor], Tensor]:
+    """What becomes of the tensor at a site: replaced if `edits` says so, kept if it is wanted."""
+    shape = (*batch.ids.shape, -1)
+
+    def pass_through(site: Site, given: Tensor) -> Tensor:
+        # Some MLPs flatten batch and token.
+        stream = given.reshape(shape)
+        if site in edits:
+            stream = edits[site](stream)
+        if site in wanted:
+            if torch.is_grad_enabled() and not stream.requires_grad:
+                stream = stream.detach().requires_grad_()
+            seen[site] = stream
+        return stream.reshape(given.shape)
+
+    return pass_through
+
+
+@contextmanager
+def _instead(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """The module's own forward pass is another while inside."""
+    # Set where the instance keeps its own, for some wrappers hand on what is set on them.
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = own
 
 
 def _recorder(seen: dict, key: tuple[int, str]) -> Callable:
@@ -522,11 +559,13 @@ def _leaving(stream: Tensor | None, length: int | None) -> Callable:
     return forward
 
 
-def _first(output: Tensor | tuple) -> Tensor:
+def first(output: Tensor | tuple) -> Tensor:
+    """The stream in what a block gave."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def _with_first(output: Tensor | tuple, tensor: Tensor) -> Tensor | tuple:
+def with_first(output: Tensor | tuple, tensor: Tensor) -> Tensor | tuple:
+    """What a block gave with another stream in it."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 

@@ -88,7 +88,7 @@ def plain(model: object) -> HookedModel:
         DriftlensError: It is not a plain `transformers` net.
     """
     if isinstance(model, HookedModel):
-        return model
+        return model.bare
     raise DriftlensError(
         "models whose weights can be swapped",
         found=type(model).__name__,

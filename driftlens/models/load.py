@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from driftlens import demo
 from driftlens.errors import DriftlensError, LoadError
 
+from . import backends
 from .fingerprint import digest
 from .hooks import HookedModel
 from .model import Model
@@ -47,12 +48,14 @@ def load_pair(
     attn_implementation: str | None = "sdpa",
     local_files_only: bool | None = None,
     tokenizer: object = None,
+    backend: str = "hooks",
 ) -> tuple[Model, Model]:
     """Both models of a pair; an adapter shares the base's weights and is never merged.
 
     Args:
-        base: A hub id, a local folder, `demo:base`, a live `transformers` model, or any object
-            that already keeps the promises of `driftlens.models.Model`.
+        base: A hub id, a local folder, `demo:base`, a live `transformers` model, a live
+            `TransformerBridge` or nnsight model, which are used as they are, or any object that
+            already keeps the promises of `driftlens.models.Model`.
         aligned: The same, or the folder or hub id of a PEFT adapter, or a live `PeftModel`.
         device: Where to put what is loaded; `auto` is a GPU if there is one.
         dtype: What to load in; `auto` is what each checkpoint says.
@@ -62,22 +65,31 @@ def load_pair(
         attn_implementation: Which attention of transformers to use; None is its own choice.
         local_files_only: Whether to look for nothing on the hub; None is what HF_HUB_OFFLINE says.
         tokenizer: That of live models; not needed for names.
+        backend: How to look into what is loaded, or into a live `transformers` model: `hooks`,
+            `transformer_lens` (with eager attention) or `nnsight`.
 
     Raises:
         LoadError: A model is missing, has no safetensors, or lacks weights.
-        DriftlensError: The two cannot be put beside each other.
+        DriftlensError: The two cannot be put beside each other, or there is no such back-end.
 
     Warns:
-        UserWarning: A checkpoint holds weights for which the model has no place.
+        UserWarning: A checkpoint holds weights for which the model has no place, or a back-end
+            is put on a net that shares its weights with a live one.
     """
+    backend = backends.named(backend)
     if local_files_only is None:
         local_files_only = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     hub = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
-    how = {"device": _device(device), "dtype": _dtype(dtype), "attention": attn_implementation}
+    how = {
+        "device": _device(device),
+        "dtype": _dtype(dtype),
+        "attention": backends.attention(backend, attn_implementation),
+        "backend": backend,
+    }
     ours: Model
     theirs: Model
     if _is_peft(aligned):
-        ours, theirs = _live_adapter(base, aligned, tokenizer, hub)
+        ours, theirs = _live_adapter(base, aligned, tokenizer, hub, backend)
     elif isinstance(aligned, str | Path) and _holds_adapter(str(aligned), aligned_revision, hub):
         ours, theirs = _adapter(base, str(aligned), revision, aligned_revision, hub, how)
     else:
@@ -86,6 +98,7 @@ def load_pair(
         if aligned is not base:
             theirs = _load(aligned, tokenizer, aligned_revision, hub, how)
     _check_dtypes(ours, theirs)
+    _check_processed(ours, theirs)
     return ours, theirs
 
 
@@ -100,6 +113,10 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
         return _from_name(str(model), revision, hub, how)
     if hasattr(model, "trace") and hasattr(model, "readout"):
         return model  # type: ignore[return-value]
+    if live := backends.of_live(model, tokenizer):
+        source = _source(live.net, fingerprint(live.weights))
+        live.source = {**source, "backend": live.backend}
+        return live
     if _is_peft(model):
         raise DriftlensError(
             "an adapter as the aligned model, beside the base that it sits on",
@@ -107,11 +124,14 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
             remedy="Pass base=None and the PeftModel as aligned.",
         )
     if isinstance(model, nn.Module):
-        loaded = HookedModel(model, _live_tokenizer(model, tokenizer, hub))
-        loaded.source = _source(model, fingerprint(dict(model.named_parameters())))
+        source = _source(model, fingerprint(dict(model.named_parameters())))
+        own = _live_tokenizer(model, tokenizer, hub)
+        net = backends.sharing(model, how["backend"])
+        loaded = backends.one(how["backend"], net, own, getattr(model.config, "name_or_path", ""))
+        loaded.source = {**source, "backend": loaded.backend}
         return loaded
     raise DriftlensError(
-        "a hub id, a folder or a transformers model",
+        "a hub id, a folder, a model of transformers or nnsight, or a TransformerBridge",
         found=type(model).__name__,
         remedy="Give one of these.",
     )
@@ -120,9 +140,10 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
 def _from_name(name: str, revision: str | None, hub: dict, how: dict) -> HookedModel:
     place = _place(name)
     net, unused = _net(name, place, revision, hub, how)
-    model = HookedModel(net, _tokenizer(name, place, revision, hub), name)
-    sha256 = fingerprint(dict(net.named_parameters()))
-    model.source = {**_source(net, sha256), "unused_weights": unused}
+    source = _source(net, fingerprint(dict(net.named_parameters())))
+    tokenizer = _tokenizer(name, place, revision, hub)
+    model = backends.one(how["backend"], net, tokenizer, name)
+    model.source = {**source, "backend": model.backend, "unused_weights": unused}
     return model
 
 
@@ -306,13 +327,15 @@ def _adapter(
             remedy="Give the base's name, or attach it yourself and pass the PeftModel.",
         )
     folder = _adapter_folder(name, own, hub)
-    ours = _from_name(str(base), revision, hub, how)
+    # The adapter is put on before the net is wrapped.
+    ours = _from_name(str(base), revision, hub, {**how, "backend": "hooks"})
     peft = _attached(ours.net, folder, f"an adapter at {name} that fits {base}")
     _check_placed(peft, folder / ADAPTER, name)
     tokenizer = ours.tokenizer
     if (folder / "tokenizer.json").is_file():
         tokenizer = _tokenizer(name, str(folder), None, hub)
-    return _share(peft, ours.tokenizer, tokenizer, ours.name, name, ours.source)
+    names = ours.name, name
+    return _share(peft, ours.tokenizer, tokenizer, names, ours.source, how["backend"])
 
 
 def _adapter_folder(name: str, revision: str | None, hub: dict) -> Path:
@@ -358,7 +381,7 @@ def _attached(net: nn.Module, folder: Path, expected: str) -> Any:
 
 
 def _live_adapter(
-    base: object, peft: Any, tokenizer: object, hub: dict
+    base: object, peft: Any, tokenizer: object, hub: dict, backend: str
 ) -> tuple[HookedModel, HookedModel]:
     inner = peft.get_base_model()
     own = getattr(inner.config, "name_or_path", "")
@@ -377,7 +400,8 @@ def _live_adapter(
     tokenizer = _live_tokenizer(inner, tokenizer, hub)
     source = _source(inner, fingerprint(weights))
     name = own or type(inner).__name__
-    return _share(peft, tokenizer, tokenizer, name, f"{name} + adapter", source)
+    names, own = (name, f"{name} + adapter"), backends.sharing(peft, backend)
+    return _share(own, tokenizer, tokenizer, names, source, backend)
 
 
 def with_lora(model: Model, *, r: int, targets: Sequence[str] | str, seed: int) -> Model:
@@ -400,8 +424,7 @@ def with_lora(model: Model, *, r: int, targets: Sequence[str] | str, seed: int) 
             found="no such package",
             remedy="Type: pip install 'driftlens[peft]'.",
         ) from None
-    net, hooked = getattr(model, "net", None), isinstance(model, HookedModel)
-    if not hooked or net is None:
+    if not isinstance(model, HookedModel):
         raise DriftlensError(
             "a transformers model, to put an adapter on",
             found=type(model).__name__,
@@ -417,7 +440,7 @@ def with_lora(model: Model, *, r: int, targets: Sequence[str] | str, seed: int) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            live = get_peft_model(net, config)
+            live = get_peft_model(model.bare.net, config)
         except ValueError as error:
             raise DriftlensError(
                 "names of modules that can take an adapter",
@@ -432,7 +455,12 @@ def with_lora(model: Model, *, r: int, targets: Sequence[str] | str, seed: int) 
 
 
 def _share(
-    peft: Any, tokenizer: Any, own: Any, base: str, aligned: str, source: dict[str, Any]
+    peft: Any,
+    tokenizer: Any,
+    own: Any,
+    names: tuple[str, str],
+    source: dict[str, Any],
+    backend: str,
 ) -> tuple[HookedModel, HookedModel]:
     """One net seen twice: with its adapter disabled, and with it."""
     from peft import get_peft_model_state_dict
@@ -450,12 +478,11 @@ def _share(
             found="one that is merged into them",
             remedy="Call unmerge_adapter() on it first.",
         )
-    placed = get_peft_model_state_dict(peft)
-    inner = peft.get_base_model()
-    ours = HookedModel(inner, tokenizer, base, peft.disable_adapter)
-    theirs = HookedModel(inner, own, aligned, nullcontext)
-    ours.source = source
-    theirs.source = {**source, "adapter_of": source["sha256"], "sha256": fingerprint(placed)}
+    sha256 = fingerprint(get_peft_model_state_dict(peft))
+    seen = backends.viewer(backend, peft.get_base_model(), tokenizer, names[0])
+    ours, theirs = seen(tokenizer, names[0], peft.disable_adapter), seen(own, names[1], nullcontext)
+    ours.source = {**source, "backend": backend}
+    theirs.source = {**ours.source, "adapter_of": source["sha256"], "sha256": sha256}
     return ours, theirs
 
 
@@ -506,6 +533,18 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
             "a dtype such as auto, float32 or bfloat16", found=dtype, remedy="Give one of these."
         )
     return found
+
+
+def _check_processed(base: Model, aligned: Model) -> None:
+    """Folded norms and centred weights move every activation, and are no drift."""
+    ours, theirs = (getattr(model, "processed", False) for model in (base, aligned))
+    if ours != theirs:
+        which = base if ours else aligned
+        raise DriftlensError(
+            "two bridges whose weights are processed alike",
+            found=f"only {which.name} in compatibility mode, with folded norms",
+            remedy="Boot both without enable_compatibility_mode(), or call it on both.",
+        )
 
 
 def _check_dtypes(base: Model, aligned: Model) -> None:

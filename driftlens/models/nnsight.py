@@ -1,0 +1,92 @@
+"""An nnsight model as a back-end: the same sites, read and edited in its traces.
+
+nnsight leaves the net as it was found, so that all that works on weights works on the net itself.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from driftlens.errors import DriftlensError
+
+from .hooks import HookedModel, first, passing, with_first
+from .model import Edits
+from .sites import Site
+from .tokens import Batch
+
+ORDER = ("in", "heads", "attn", "mlp", "out")
+"""Parts of a block as they run; a trace must name places in that order."""
+
+
+class TracedModel(HookedModel):
+    """A language model that is looked into by traces of nnsight.
+
+    Args:
+        traced: An nnsight `TransformersModel` or `LanguageModel`, dispatched.
+        tokenizer: The tokenizer, if not its own.
+        **named: `name` and `around`, as of `HookedModel`.
+
+    Raises:
+        DriftlensError: It holds edits that would stand in every trace, or no weights yet.
+    """
+
+    backend = "nnsight"
+
+    def __init__(self, traced: Any, tokenizer: Any = None, **named: Any) -> None:
+        _check(traced)
+        super().__init__(traced._module, tokenizer or traced.tokenizer, **named)
+        self.traced = traced
+
+    def _run(self, batch: Batch, sites: Iterable[Site], edits: Edits) -> Mapping[Site, Tensor]:
+        """Run the blocks over `batch` with `edits` in place, and keep what passes `sites`."""
+        wanted, seen = frozenset(sites), dict[Site, Tensor]()
+        places = sorted(wanted | frozenset(edits), key=lambda s: (s.layer, ORDER.index(s.part)))
+        envoys = [(site, self._envoys[self._place(site)]) for site in places]
+        through, inputs = passing(batch, wanted, edits, seen), self._inputs(batch)
+        # Only the blocks are run, and nothing is done to what they are given.
+        with self.traced.trace(batch.ids, fn=lambda *_, **__: self.body(**inputs)):
+            for site, envoy in envoys:
+                if site.part in ("in", "heads"):
+                    envoy.input = through(site, envoy.input)
+                else:
+                    given = envoy.output
+                    envoy.output = with_first(given, through(site, first(given)))
+        return seen
+
+    @cached_property
+    def _envoys(self) -> Mapping[nn.Module, Any]:
+        """By each module, how nnsight names it."""
+        return {envoy._module: envoy for envoy in self.traced.modules()}
+
+
+def wrap(net: nn.Module, tokenizer: Any) -> Any:
+    """An nnsight model of a net, each of whose modules is told of by it from then on."""
+    try:
+        from nnsight import TransformersModel
+    except ImportError as error:
+        raise DriftlensError(
+            "nnsight from 0.8.1, below 0.9",
+            found=str(error),
+            remedy="Type: pip install 'nnsight>=0.8.1,<0.9'.",
+        ) from None
+    # It would change on which side the tokenizer pads.
+    own, masked = copy.deepcopy(tokenizer), type(net).__name__.endswith("ForMaskedLM")
+    return TransformersModel(net, tokenizer=own, task="fill-mask" if masked else "text-generation")
+
+
+def _check(traced: Any) -> None:
+    if traced._edits:
+        raise DriftlensError(
+            "an nnsight model that runs as its weights say",
+            found=f"{len(traced._edits)} edits that stand in every trace",
+            remedy="Call clear_edits() on it first.",
+        )
+    if any(parameter.is_meta for parameter in traced._module.parameters()):
+        raise DriftlensError(
+            "an nnsight model whose weights are loaded",
+            found="one that was not dispatched",
+            remedy="Load it with dispatch=True.",
+        )
