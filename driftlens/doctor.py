@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from .budget import out_of_memory
 from .errors import DriftlensError
-from .metric import Metric, measure, out_of_memory
+from .metric import Metric, measure
 from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
 from .models.tokens import Encoder, alike

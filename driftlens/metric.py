@@ -11,6 +11,21 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 import numpy as np
 import torch
 
+from .budget import (
+    FOUND,
+    FULL,
+    LEAST,
+    SEARCHED,
+    WORTH,
+    Budget,
+    Trial,
+    affordable,
+    available,
+    devices_of,
+    metered,
+    out_of_memory,
+    searched,
+)
 from .errors import DriftlensError
 from .formulas.intervals import Interval, bootstrap
 from .formulas.streams import Mergeable
@@ -20,13 +35,6 @@ from .packs import Pack
 from .results import Result
 
 R = TypeVar("R", bound=Result)
-
-TRACE_BYTES = 2**28
-"""How much memory the activations of a batch may take unless the caller sets the batch."""
-
-
-GRAPH = 12
-"""Streams that a block's part of a graph takes, of one model; half as much of two."""
 
 
 class Metric(ABC, Generic[R]):
@@ -142,6 +150,7 @@ def measure(
     rows: int | None = None,
     tokens: int | None = None,
     length: int | None = None,
+    search: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> list[Result]:
@@ -158,6 +167,8 @@ def measure(
         rows: How many windows to show at a time; None plans by tokens.
         tokens: About how many tokens to show at a time; None plans by memory.
         length: The most tokens in a window; a longer document is read in several.
+        search: Whether to find by trial how many tokens fit at a time, on the longest texts; None
+            is on an accelerator only. Batches differ, results do not.
         progress: Told after each batch how many windows of how many are done.
         checkpoint: Where to keep what is done, and to take it up from.
 
@@ -177,10 +188,11 @@ def measure(
         done, states = kept
         for metric, state in zip(metrics, states, strict=True):
             metric.restore(state)
-    _pass(pair, encoder, metrics, tokens, rows, progress, checkpoint, done)
+    budget = Budget(rows, tokens, search)
+    budget = _pass(pair, encoder, metrics, budget, progress, checkpoint, done)
     left = list(metrics)
     while left := [metric for metric in left if metric.again()]:
-        _pass(pair, encoder, left, tokens, rows, progress)
+        _pass(pair, encoder, left, budget, progress)
     results = [one for metric in metrics for one in (metric.compute(), *metric.beside())]
     return [replace(result, pack=pack.name) for result in results]
 
@@ -214,15 +226,15 @@ def _pass(
     pair: ModelPair,
     encoder: Encoder,
     metrics: Sequence[Metric],
-    tokens: int | None,
-    rows: int | None,
+    budget: Budget,
     progress: Callable[[int, int], None] | None,
     checkpoint: Checkpoint | None = None,
     done: int = 0,
-) -> None:
-    """Show all that is not yet done to both models."""
+) -> Budget:
+    """Show all that is not yet done to both models; the budget for what is shown again."""
     wants = _wants(metrics)
-    batches = encoder.batches(tokens or affordable(pair, wants), rows)
+    tokens = _tokens(pair, encoder, metrics, budget)
+    batches = encoder.batches(tokens, budget.rows)
     seen = sum(map(len, batches[:done]))
     for number, windows in enumerate(batches[done:], done + 1):
         # Parts are made first and merged last, so that a failure leaves every metric whole.
@@ -234,16 +246,33 @@ def _pass(
             checkpoint.save(number, lambda: [metric.state() for metric in metrics])
         if progress is not None:
             progress(seen, len(encoder.plan))
+    # Never in larger batches than before: what is shown in groups is then summed alike.
+    return budget._replace(most=tokens, search=False)
 
 
-def affordable(pair: ModelPair, wants: Wants) -> int:
-    """How many tokens at a time keep the activations of both models within their memory."""
-    layers = pair.depth if wants.layers is None else len(wants.layers)
-    sites = 2 + layers * len(wants.parts) + pair.depth * GRAPH * wants.graph
-    device, room = getattr(pair.base, "device", torch.device("cpu")), TRACE_BYTES
-    if device.type == "cuda":
-        room = max(room, torch.cuda.mem_get_info(device)[0] // 8)
-    return int(np.clip(room // (2 * 4 * sites * pair.width), 256, 8192))
+def _tokens(pair: ModelPair, encoder: Encoder, metrics: Sequence[Metric], budget: Budget) -> int:
+    """How many tokens to show at a time: searched on an accelerator, or if asked for."""
+    if budget.tokens or budget.rows:
+        return budget.tokens or LEAST
+    wants, devices = _wants(metrics), devices_of(pair)
+    guess = min(affordable(pair, wants), budget.most)
+    asked = any(d.type == "cuda" for d in devices) if budget.search is None else budget.search
+    most = min(SEARCHED, encoder.tokens // WORTH)
+    if not asked or most <= guess:
+        return guess
+    longest = max(window.length for window in encoder.plan)
+    kinds = tuple(type(metric) for metric in metrics)
+    sizes = (pair.depth, pair.width, pair.base.vocabulary, pair.aligned.vocabulary)
+    key = (*sizes, str(getattr(pair.base, "dtype", "")), *map(str, devices), wants, longest, kinds)
+
+    def show(tokens: int) -> Trial:
+        windows = encoder.batches(tokens)[0]
+        return metered(devices, lambda: _see(pair, encoder, windows, metrics, wants))
+
+    if key not in FOUND:
+        room = min((FULL * available(d) for d in devices if d.type == "cuda"), default=np.inf)
+        FOUND[key] = searched(show, guess, most, room)
+    return min(FOUND[key], most)
 
 
 def _look(
@@ -259,11 +288,7 @@ def _look(
     """
     step = 2 if encoder.paired else 1
     try:
-        frame = pair.frame(encoder, windows, wants)
-        parts = [metric.empty() for metric in metrics]
-        for part in parts:
-            part.update(frame)
-        return parts
+        return _see(pair, encoder, windows, metrics, wants)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -284,14 +309,19 @@ def _look(
     return [a.merge(b) for a, b in zip(left, right, strict=True)]
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory ran out, on whatever device."""
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""What the CPU's allocator, Apple's and cuBLAS say of it in a plain RuntimeError."""
+def _see(
+    pair: ModelPair,
+    encoder: Encoder,
+    windows: Sequence[Window],
+    metrics: Sequence[Metric],
+    wants: Wants,
+) -> list[Metric]:
+    """What each metric sees in some windows."""
+    frame = pair.frame(encoder, windows, wants)
+    parts = [metric.empty() for metric in metrics]
+    for part in parts:
+        part.update(frame)
+    return parts
 
 
 def _check(pair: ModelPair, pack: Pack, encoder: Encoder, wants: Wants) -> None:
