@@ -43,6 +43,10 @@ class Options:
     """The most tokens in a window."""
     published_polarity: bool = False
     """Whether to show beside polarity what the published code would say."""
+    every_site: bool | None = None
+    """Whether all sites have their CKA, in as many showings as that takes; None if it is cheap."""
+    sums_bytes: int | None = None
+    """Memory for the sums behind CKA and Procrustes; None is the usual."""
 
 
 PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
@@ -53,7 +57,7 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         TokenKinds(o.seed),
         TokenForgetting(),
         TokenLayers(),
-        Drift(o.layers, o.seed),
+        Drift(o.layers, o.seed, o.every_site, o.sums_bytes),
         Lens(o.layers, seed=o.seed),
         Retention(layers=o.layers, seed=o.seed),
     ),

@@ -87,7 +87,7 @@ def main() -> None:
     except DriftlensError as error:
         fail(str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
-        from driftlens.metric import out_of_memory
+        from driftlens.budget import out_of_memory
 
         if not out_of_memory(error):
             raise
@@ -135,6 +135,13 @@ def report(
             help="Show beside polarity what the published code would say, for comparison only.",
         ),
     ] = False,
+    every_site: Annotated[
+        bool,
+        typer.Option(
+            "--every-site",
+            help="Take CKA and Procrustes everywhere, in as many passes as their sums need.",
+        ),
+    ] = False,
     revision: Revision = None,
     aligned_revision: AlignedRevision = None,
     trust_remote_code: Remote = False,
@@ -166,7 +173,9 @@ def report(
     from driftlens.report import Report
 
     chosen = None if layers is None else layers_of(layers, pair.depth)
-    options = suite.Options(chosen, seed, rows, max_length, published_polarity)
+    options = suite.Options(
+        chosen, seed, rows, max_length, published_polarity, every_site=every_site or None
+    )
     checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
     doctor.require(checks)
     asked = {
@@ -174,6 +183,7 @@ def report(
         "batch_size": rows or "auto",
         "max_length": max_length,
         "published_polarity": published_polarity,
+        "every_site": every_site,
     }
     about = record_of(base, aligned, pair, packs, seed, asked, started)
     partial.begin(identity(about))

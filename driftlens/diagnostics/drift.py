@@ -1,8 +1,8 @@
 """How far each place of the network moved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,13 +30,20 @@ FASTER = {"cpu": 3.5, "cuda": 12.0}
 a CPU, by the makers' rates on a GPU."""
 
 FREE = 3e11
-"""Multiplications for these sums that any run can afford, however short it is."""
+"""Multiplications for these sums that any run can afford, however short it is.
+
+As many again may go into showing the texts once more, where not all sums fit at once.
+"""
 
 ENOUGH = 4
 """Tokens for each dimension that CKA and Procrustes look at if there are as many."""
 
 SUMS_BYTES = 2**32
-"""Memory that the d × d sums behind CKA and Procrustes may take, over all sites."""
+"""Memory that the d × d sums behind CKA and Procrustes may take, over all sites shown at once."""
+
+ALIKE = 7
+"""Numbers that a site's sums come down to: CKA, biased CKA and Procrustes, the same with the first
+token, and how many rows they are of."""
 
 SUMS = ("moved", "norm", "turned", "base_along", "aligned_along", "tokens")
 
@@ -187,25 +194,37 @@ class Drift(Metric[DriftResult]):
     Args:
         layers: Blocks to look at; None is all of them.
         seed: Of the sample behind CKA and Procrustes, and of the bootstrap.
+        every_site: Whether the texts are shown again and again until every site has had its CKA
+            and Procrustes, where not all of their sums fit at once; each showing costs both
+            models' forward passes. None is where that is next to nothing.
+        room: Bytes for these sums; None is `SUMS_BYTES`.
     """
 
-    def __init__(self, layers: frozenset[int] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        layers: frozenset[int] | None = None,
+        seed: int = 0,
+        every_site: bool | None = None,
+        room: int | None = None,
+    ) -> None:
+        self.layers, self.seed, self.every_site, self.room = layers, seed, every_site, room
         self.wants = Wants(frozenset(PARTS), layers)
-        self.seed = seed
         self.sites: tuple[Site, ...] = ()
-        self.compared: frozenset[Site] = frozenset()
-        self.with_first: frozenset[Site] = frozenset()
+        self.groups: tuple[Group, ...] = ()
+        self.showing = 0
         self.share = 1.0
         self.lengths = PerDocument(0)
         self.totals = PerDocument(0)
         self.shift = PerDocument(0)
+        self.alike = PerDocument(ALIKE)
         self.rest = Each(CrossMoments)
         self.first = Each(CrossMoments)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Choose the sites and how large a sample they can afford."""
         super().begin(pair, encoder)
-        layers = range(pair.depth) if self.wants.layers is None else sorted(self.wants.layers)
+        self.wants, self.showing = Wants(frozenset(PARTS), self.layers), 0
+        layers = range(pair.depth) if self.layers is None else sorted(self.layers)
         self.sites = tuple(
             site
             for site in every(layers, *PARTS)
@@ -213,9 +232,11 @@ class Drift(Metric[DriftResult]):
                 getattr(model, "has", lambda _: True)(site) for model in (pair.base, pair.aligned)
             )
         )
-        room = SUMS_BYTES // (3 * 8 * pair.width**2)
-        self.compared, self.with_first = _roomy(self.sites, room)
-        self.share = _affordable(pair, len(self.compared), encoder.tokens)
+        room = (self.room or SUMS_BYTES) // sums_bytes(pair.width)
+        most = {True: None, False: 1, None: _showings(pair, encoder.tokens)}[self.every_site]
+        self.groups = grouped(self.sites, room, most)
+        compared = sum(len(group.compared) for group in self.groups)
+        self.share = _affordable(pair, compared, encoder.tokens)
         # Only what has an interval is kept by document; all else is one row for each site.
         self.lengths = PerDocument(2 * len(self.sites))
         self.totals = PerDocument(2 * len(SUMS))
@@ -227,14 +248,15 @@ class Drift(Metric[DriftResult]):
         first = torch.from_numpy(units.position == 0)
         sampled = torch.from_numpy(chosen(units.document, units.position, self.share, self.seed))
         here, some = (which.nonzero()[:, 0].to(device) for which in (first, sampled & ~first))
+        if self.showing:
+            for site in sorted(self._group.compared):
+                self._compare(site, *map(_precise, frame.both(site)), some, here)
+            return
         table, shift = [], []
         entering = None
         for site in self.sites:
             view = _View(site, *frame.both(site))
-            if site in self.compared:
-                self.rest[str(site)].update(view.base[some], view.aligned[some])
-            if site in self.with_first:
-                self.first[str(site)].update(view.base[here], view.aligned[here])
+            self._compare(site, view.base, view.aligned, some, here)
             table.append(view.sums(entering))
             rest = view.difference.index_fill(0, here, 0.0)
             shift.append(rest.sum(0, dtype=torch.float64))
@@ -247,6 +269,26 @@ class Drift(Metric[DriftResult]):
         lengths = sums[:, :, :2].where(~first[:, None, None], 0.0)
         self.lengths.update(units.document, lengths.flatten(1))
 
+    def again(self) -> bool:
+        """Whether the pack is to be shown once more: for the sums of sites that had no room yet."""
+        if self.showing + 1 >= len(self.groups):
+            return False
+        self.alike = self._alike()
+        self.rest, self.first = Each(CrossMoments), Each(CrossMoments)
+        self.showing += 1
+        blocks = [site for site in self._group.compared if site != EMBED]
+        self.wants = Wants(
+            frozenset(site.part for site in blocks), frozenset(site.layer for site in blocks)
+        )
+        return True
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take up what `state` gave."""
+        super().restore(state)
+        settled = {self.sites[number] for number in self.alike.documents if self.sites}
+        self.showing = sum(group.compared <= settled for group in self.groups)
+        return self
+
     def compute(self) -> DriftResult:
         """The result of all that was seen so far."""
         sums = self._of_sites(self.totals).reshape(-1, 2, len(SUMS))
@@ -257,9 +299,10 @@ class Drift(Metric[DriftResult]):
         interval = self.intervals(lengths[..., 0], lengths[..., 1], self.lengths.documents)
         count = rest["tokens"]
         shift = np.linalg.norm(self._of_sites(self.shift), axis=1)
-        sampled = max((self.rest[name].count for name in self.rest), default=0)
-        alike = np.array([_alike(self._seen(name)) for name in self._names()])
-        with_first = np.array([_alike(self._seen_with_first(name)) for name in self._names()])
+        alike = np.full((len(self.sites), ALIKE), np.nan)
+        found = self._alike()
+        alike[found.documents] = found.sums
+        sampled = int(np.nanmax(alike[:, -1], initial=0))
         with np.errstate(invalid="ignore", divide="ignore"):
             return DriftResult.of(
                 site=self._names(),
@@ -278,8 +321,8 @@ class Drift(Metric[DriftResult]):
                 delta_cosine_aligned=rest["aligned_along"] / count,
                 relative_l2_with_first=whole["moved"] / whole["norm"],
                 cosine_with_first=whole["turned"] / whole["tokens"],
-                cka_with_first=with_first[:, 0],
-                procrustes_with_first=with_first[:, 2],
+                cka_with_first=alike[:, 3],
+                procrustes_with_first=alike[:, 5],
                 tokens=int(count.max(initial=0)),
                 sampled=sampled,
                 width=self.pair.width,
@@ -293,8 +336,28 @@ class Drift(Metric[DriftResult]):
         """[site, column] sums that are kept by the number of the site; 0 before any frame."""
         return kept.sums if len(kept.documents) else np.zeros((len(self.sites), kept.columns))
 
-    def _seen(self, name: str) -> CrossMoments | None:
-        return self.rest.parts.get(name)
+    @property
+    def _group(self) -> "Group":
+        """What is compared in this showing."""
+        return self.groups[self.showing] if self.groups else Group(frozenset(), frozenset())
+
+    def _compare(
+        self, site: Site, base: Tensor, aligned: Tensor, some: Tensor, here: Tensor
+    ) -> None:
+        """Take in the sampled rows of a site whose turn it is, and its first tokens."""
+        if site in self._group.compared:
+            self.rest[str(site)].update(base[some], aligned[some])
+        if site in self._group.with_first:
+            self.first[str(site)].update(base[here], aligned[here])
+
+    def _alike(self) -> PerDocument:
+        """By number of the site, what its sums come down to, of all that had their turn."""
+        found = self.alike.empty().merge(self.alike)
+        for number, name in enumerate(self._names()):
+            if (rest := self.rest.parts.get(name)) is not None:
+                both = _alike(rest), _alike(self._seen_with_first(name))
+                found.update([number], np.array([*both[0], *both[1], rest.count]))
+        return found
 
     def _seen_with_first(self, name: str) -> CrossMoments | None:
         if name not in self.first:
@@ -307,10 +370,17 @@ class Drift(Metric[DriftResult]):
         notes = [f"CKA and Procrustes from n = {n} tokens of d = {d} dimensions."]
         if self.share < 1:
             notes.append(f"They look at an even sample of {self.share:.1%} of the tokens.")
-        if len(self.compared) < len(self.sites):
+        compared = sum(len(group.compared) for group in self.groups)
+        if compared < len(self.sites):
+            room = (self.room or SUMS_BYTES) // sums_bytes(d)
             notes.append(
                 f"In so wide a stream the sums of all {len(self.sites)} sites would not fit: CKA "
-                f"and Procrustes are taken at {len(self.compared)}. Choose them with --layers."
+                f"and Procrustes are taken at {compared}. Choose them with --layers, or give "
+                f"--every-site to show the texts {len(grouped(self.sites, room, None))} times."
+            )
+        if len(self.groups) > 1:
+            notes.append(
+                f"The texts were shown {len(self.groups)} times, for not all sums fitted at once."
             )
         if n < 4 * d:
             notes.append("n is under 4 d: Procrustes angles are then too small.")
@@ -363,6 +433,44 @@ def _alike(sums: CrossMoments | None) -> tuple[float, float, float]:
     return sums.cka(), sums.biased_cka(), sums.procrustes()
 
 
+class Group(NamedTuple):
+    """Sites whose sums are taken in one showing of the pack."""
+
+    compared: frozenset[Site]
+    with_first: frozenset[Site]
+    """Those of them that are also compared with the first token of each document."""
+
+
+def sums_bytes(width: int) -> int:
+    """Bytes of the sums of one site: three products of width × width in float64."""
+    return 3 * 8 * width**2
+
+
+def grouped(sites: Sequence[Site], room: int, most: int | None) -> tuple[Group, ...]:
+    """In which showing of the pack the sums of each site are taken: each in one, if in any.
+
+    Args:
+        sites: All that are looked at.
+        room: For the sums of how many there is room at once; with the first token counts as two.
+        most: How often the pack may be shown; None is as often as all sites need.
+    """
+    streams = sum(site.part in ("in", "out") for site in sites)
+    if most != 1 and room < len(sites) + streams:
+        # Of an even number, no stream is parted from what it is with the first token.
+        room = max(2, room - room % 2)
+    needed = -(-(len(sites) + streams) // room) if most is None else most
+    compared, with_first = _roomy(sites, room * needed)
+    groups: list[tuple[int, set[Site]]] = []
+    for site in sorted(compared, key=lambda site: (site not in with_first, site)):
+        size = 1 + (site in with_first)
+        place = next((n for n, (left, _) in enumerate(groups) if left >= size), len(groups))
+        if place == len(groups):
+            groups.append((max(room, size), set()))
+        left, held = groups[place]
+        groups[place] = left - size, held | {site}
+    return tuple(Group(frozenset(held), held & with_first) for _, held in groups)
+
+
 def _roomy(sites: Sequence[Site], room: int) -> tuple[frozenset[Site], frozenset[Site]]:
     """Where CKA and Procrustes are taken, and where with the first token too.
 
@@ -380,10 +488,20 @@ def _roomy(sites: Sequence[Site], room: int) -> tuple[frozenset[Site], frozenset
     return frozenset(streams[-1 - place] for place in places), frozenset()
 
 
+def _showings(pair: ModelPair, tokens: int) -> int:
+    """How often the texts may be shown so that it costs next to nothing."""
+    return 1 + int(FREE / (_run(pair) * tokens))
+
+
+def _run(pair: ModelPair) -> float:
+    """Operations for a token of both models."""
+    d = pair.width
+    return 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
+
+
 def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
     """The share of tokens at which the d × d sums of all sites cost `SHARE` of the run."""
-    d = pair.width
-    run: float = 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
+    d, run = pair.width, _run(pair)
     if getattr(pair.base, "dtype", torch.float32) in (torch.bfloat16, torch.float16):
         run /= FASTER.get(getattr(pair.base, "device", torch.device("cpu")).type, 1.0)
     sums = BESIDES * 2 * 3 * d * d * sites
