@@ -163,7 +163,7 @@ def searched(trial: Callable[[int], Trial], guess: int, most: int, room: float =
     return max(low, LEAST)
 
 
-def metered(devices: Sequence[torch.device], show: Callable[[], None]) -> Trial:
+def metered(devices: Sequence[torch.device], show: Callable[[], object]) -> Trial:
     """What `show` takes on some devices; whether it runs out of memory is told, not raised."""
     cuda = [device for device in devices if device.type == "cuda"]
     for device in cuda:

@@ -250,7 +250,8 @@ class Drift(Metric[DriftResult]):
         here, some = (which.nonzero()[:, 0].to(device) for which in (first, sampled & ~first))
         if self.showing:
             for site in sorted(self._group.compared):
-                self._compare(site, *map(_precise, frame.both(site)), some, here)
+                base, aligned = map(_precise, frame.both(site))
+                self._compare(site, base, aligned, some, here)
             return
         table, shift = [], []
         entering = None
@@ -468,7 +469,7 @@ def grouped(sites: Sequence[Site], room: int, most: int | None) -> tuple[Group, 
             groups.append((max(room, size), set()))
         left, held = groups[place]
         groups[place] = left - size, held | {site}
-    return tuple(Group(frozenset(held), held & with_first) for _, held in groups)
+    return tuple(Group(frozenset(held), with_first & held) for _, held in groups)
 
 
 def _roomy(sites: Sequence[Site], room: int) -> tuple[frozenset[Site], frozenset[Site]]:
