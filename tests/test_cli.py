@@ -260,6 +260,7 @@ def test_options_of_loading_reach_the_load(command, driftlens, monkeypatch):
         "revision": "r",
         "aligned_revision": "s",
         "attn_implementation": "eager",
+        "backend": "nnsight",
     }
     args = [part for name, what in named.items() for part in ("--" + name.replace("_", "-"), what)]
     code, _, _ = driftlens(command, "a", "b", *args, "--trust-remote-code", "--offline")
@@ -274,6 +275,7 @@ def test_options_of_loading_reach_the_load(command, driftlens, monkeypatch):
         "aligned_revision": None,
         "trust_remote_code": False,
         "attn_implementation": "sdpa",
+        "backend": "hooks",
         "local_files_only": None,
     }
 

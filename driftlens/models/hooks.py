@@ -14,7 +14,7 @@ from driftlens.formulas.divergence import gold
 
 from . import anatomy
 from .model import Edits, Trace, Wants, rows_of
-from .sites import EMBED, Site, every, unknown
+from .sites import EMBED, Site, every
 from .tokens import Batch
 
 Listener = Callable[[nn.Module, tuple, dict, Any], Any]
@@ -259,7 +259,7 @@ class HookedModel:
 
     def _sites(self, wants: Wants) -> Iterable[Site]:
         layers = range(self.depth) if wants.layers is None else sorted(wants.layers)
-        return [site for site in every(layers, *sorted(wants.parts - {"in"})) if self.has(site)]
+        return [site for site in every(layers, *sorted(wants.parts)) if self.has(site)]
 
     def has(self, site: Site) -> bool:
         """Whether there is such a place; some blocks have no attention or no MLP of their own."""
@@ -473,7 +473,11 @@ class HookedModel:
     def _place(self, site: Site) -> nn.Module:
         """The module at whose entry or end a place is."""
         if site.layer >= self.depth:
-            raise unknown(str(site), [str(Site(self.depth - 1, site.part))])
+            raise DriftlensError(
+                f"a site in one of the {self.depth} blocks of {self.name}",
+                found=str(site),
+                remedy=f"Blocks are counted from 0: the last such is {self.depth - 1}.{site.part}.",
+            )
         name = "" if site.part in ("in", "out") else self._module(site)
         if name is None:
             raise DriftlensError(

@@ -4,6 +4,7 @@ nnsight leaves the net as it was found, so that all that works on weights works 
 """
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -74,7 +75,11 @@ def wrap(net: nn.Module, tokenizer: Any) -> Any:
         ) from None
     # It would change on which side the tokenizer pads.
     own, masked = copy.deepcopy(tokenizer), type(net).__name__.endswith("ForMaskedLM")
-    return TransformersModel(net, tokenizer=own, task="fill-mask" if masked else "text-generation")
+    task = "fill-mask" if masked else "text-generation"
+    with warnings.catch_warnings():
+        # Of parts that have the name of an attribute; we never ask for a part by its name.
+        warnings.filterwarnings("ignore", ".*which nnsight already serves", UserWarning)
+        return TransformersModel(net, tokenizer=own, task=task)
 
 
 def _check(traced: Any) -> None:

@@ -15,6 +15,7 @@ from driftlens.formulas.preferences import Answers
 from driftlens.formulas.quadrature import gauss
 from driftlens.packs import Pack
 
+from .explore import Filter, run_with_cache
 from .gradients import Gradients, Products, trainable
 from .hybrid import Hybrid, Slopes, hybrid, plain
 from .load import load_pair
@@ -73,6 +74,27 @@ class ModelPair:
     def alone(cls, model: object, **options: Any) -> "ModelPair":
         """A model beside itself, loaded once; `options` are those of `load`."""
         return cls.load(model, model, **options)
+
+    def run_with_cache(
+        self, texts: Any, names_filter: Filter = None, *, logits: bool = True
+    ) -> Any:
+        """Both models' logits and activations of some texts, for looking at them by hand.
+
+        Args:
+            texts: A text, several, or [batch, token] ids.
+            names_filter: Which sites to keep, by any of their names, or a function of
+                TransformerLens' names; None is all.
+            logits: Whether to read out the logits too.
+
+        Returns:
+            [batch, token, vocab] logits of base and of aligned (None if not asked for), and a
+            `PairCache`, whose `base` and `aligned` are read by such names as
+            `blocks.3.hook_resid_post`.
+
+        Raises:
+            DriftlensError: No site has such a name, or the two tokenizers differ.
+        """
+        return run_with_cache(self, texts, names_filter, logits=logits)
 
     @property
     def depth(self) -> int:

@@ -86,7 +86,7 @@ def names(layer: int) -> list[str]:
 def unknown(name: str, known: Iterable[str] = ()) -> DriftlensError:
     """That there is no such site, and which names are near."""
     number = re.search(r"\d+", name)
-    offered = [*known, *names(int(number[0]) if number else 0), "embed"]
+    offered = [*known] or [*names(int(number[0]) if number else 0), "embed"]
     near = get_close_matches(name, offered, 3, 0.4) or offered[:3]
     return DriftlensError(
         "the name of a site, such as 3.out, blocks.3.hook_resid_post or model.layers.3",

@@ -61,7 +61,7 @@ class BridgedModel(HookedModel):
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         """Every parameter by the name that it had before the net was wrapped."""
-        return {name.replace(WRAPPED, ""): p for name, p in self.net.named_parameters()}
+        return dict(_unwrapped(self.net).named_parameters())
 
     @property
     def processed(self) -> bool:

@@ -1,0 +1,164 @@
+"""Both models' activations by hand, under the names that TransformerLens gives them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+
+from .model import Model, Wants
+from .sites import HOOKS, Part, Site, unknown
+from .tokens import Batch, alike
+
+if TYPE_CHECKING:
+    from .pair import ModelPair
+
+NAMES: dict[Part, str] = {part: hook for hook, part in reversed(HOOKS.items())}
+"""The first name of each part in a block."""
+
+Filter = str | Sequence[str] | Callable[[str], bool] | None
+
+
+class Cache(Mapping[str, Tensor]):
+    """One model's activations: by TransformerLens' names, or by any other of a site.
+
+    Args:
+        kept: For each site, its tensor.
+    """
+
+    def __init__(self, kept: Mapping[Site, Tensor]) -> None:
+        self._kept = dict(sorted(kept.items()))
+
+    def __getitem__(self, name: str | Site) -> Tensor:
+        """[batch, token, width] the activation at a site.
+
+        Raises:
+            KeyError: It was not kept.
+            DriftlensError: There is no such name.
+        """
+        site = Site.of(name)
+        if site not in self._kept:
+            raise KeyError(f"{site} was not kept; kept are {', '.join(self)}")
+        return self._kept[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(hook_name, self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str | Site) and Site.of(name) in self._kept
+
+
+@dataclass(frozen=True)
+class PairCache:
+    """What both models showed of the same tokens."""
+
+    tokens: Tensor
+    """[batch, token] ids."""
+
+    mask: Tensor
+    """[batch, token] true where a token stands, false on padding, which is on the right."""
+
+    base: Cache
+    aligned: Cache
+
+    def both(self, name: str | Site) -> tuple[Tensor, Tensor]:
+        """[batch, token, width] of base and of aligned."""
+        return self.base[name], self.aligned[name]
+
+    def difference(self, name: str | Site) -> Tensor:
+        """[batch, token, width] aligned − base."""
+        base, aligned = self.both(name)
+        return aligned.to(base.device) - base
+
+
+def hook_name(site: Site) -> str:
+    """What TransformerLens calls a site."""
+    return f"blocks.{site.layer}.{NAMES[site.part]}"
+
+
+def run_with_cache(
+    pair: "ModelPair",
+    texts: str | Sequence[str] | Tensor,
+    names_filter: Filter = None,
+    *,
+    logits: bool = True,
+) -> tuple[tuple[Tensor, Tensor] | None, PairCache]:
+    """Show texts to both models, and keep what they make of them.
+
+    Args:
+        pair: The two models.
+        texts: A text, several, or [token] or [batch, token] ids without padding.
+        names_filter: Which sites to keep: a name, several, or what says of TransformerLens' name
+            whether to keep it; None is all. Any name of a site will do.
+        logits: Whether to read out the logits too.
+
+    Returns:
+        [batch, token, vocab] logits of base and of aligned, or None; and the cache.
+
+    Raises:
+        DriftlensError: No site has such a name, or the two tokenizers differ.
+    """
+    batch = _batch(pair, texts)
+    sites = _sites(pair.base, names_filter)
+    found = [
+        _look(model, batch, sites, logits) for model in dict.fromkeys((pair.base, pair.aligned))
+    ]
+    (ours, base), (theirs, aligned) = found[0], found[-1]
+    both = (ours, theirs) if ours is not None and theirs is not None else None
+    return both, PairCache(batch.ids, batch.mask, base, aligned)
+
+
+def _look(
+    model: Model, batch: Batch, sites: frozenset[Site], logits: bool
+) -> tuple[Tensor | None, Cache]:
+    wants = Wants(frozenset(s.part for s in sites), frozenset(s.layer for s in sites))
+    trace = model.trace(batch, wants)
+    cache = Cache({site: trace.activations[site] for site in sites})
+    if not logits:
+        return None, cache
+    rows = trace.last.flatten(0, 1)
+    return model.readout(rows).unflatten(0, batch.ids.shape), cache
+
+
+def _sites(model: Model, names: Filter) -> frozenset[Site]:
+    has: Callable[[Site], bool] = getattr(model, "has", lambda _: True)
+    every = [Site(layer, part) for layer in range(model.depth) for part in NAMES]
+    every = [site for site in every if has(site)]
+    if names is None:
+        return frozenset(every)
+    if callable(names):
+        return frozenset(site for site in every if names(hook_name(site)))
+    asked = [names] if isinstance(names, str) else names
+    for name in asked:
+        if Site.of(name) not in every:
+            raise unknown(name, map(hook_name, every))
+    return frozenset(map(Site.of, asked))
+
+
+def _batch(pair: "ModelPair", texts: str | Sequence[str] | Tensor) -> Batch:
+    if isinstance(texts, Tensor):
+        ids = texts if texts.ndim == 2 else texts[None]
+        return _whole(ids, torch.ones_like(ids, dtype=torch.bool))
+    if not alike(pair.base.tokenizer, pair.aligned.tokenizer):
+        raise DriftlensError(
+            "one tokenizer for both models, to show both the same tokens",
+            found=f"those of {pair.base.name} and {pair.aligned.name}",
+            remedy="Give token ids, or use frames(), which finds the same places of the texts.",
+        )
+    texts = [texts] if isinstance(texts, str) else texts
+    rows = [torch.tensor(pair.base.tokenizer(text)["input_ids"]) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return _whole(ids, torch.arange(ids.shape[1]) < lengths[:, None])
+
+
+def _whole(ids: Tensor, mask: Tensor) -> Batch:
+    """A batch of which nothing is scored."""
+    none = torch.zeros(0, dtype=torch.long)
+    return Batch(ids.cpu(), mask.cpu(), (none, none), (none, none), none)
