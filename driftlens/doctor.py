@@ -15,6 +15,7 @@ from .errors import DriftlensError
 from .metric import Metric, measure
 from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
+from .models.placement import Weights
 from .models.tokens import Encoder, alike
 from .packs import Pack
 from .results import Check, Result, column, fact, multiple, shown, value
@@ -266,6 +267,12 @@ def _dtypes(patient: Patient) -> Check:
     detail = f"both {ours}" if ours == theirs else f"{ours} and {theirs}"
     if patient.pair.base is patient.pair.aligned:
         detail = ours
+    rough = [patient.source(side).get("quantised") for side in ("base", "aligned")]
+    if any(rough):
+        alike = rough[0] == rough[1]
+        by = rough[0] if alike else " and ".join(f"{one or 'nothing'}" for one in rough)
+        said = f"{detail}, of weights that are quantised by {by}"
+        return Check("dtype", "warn", f"{said}; what asks for weights or gradients is left out")
     if ours == theirs and ours in ("float32", "float64"):
         return Check("dtype", "pass", detail)
     return Check("dtype", "warn", f"{detail}; see the noise floor")
@@ -273,7 +280,7 @@ def _dtypes(patient: Patient) -> Check:
 
 def _weights(patient: Patient) -> Check:
     for model in (patient.pair.base, patient.pair.aligned):
-        for name, weight in getattr(model, "net", torch.nn.Module()).named_parameters():
+        for name, weight in Weights(getattr(model, "net", torch.nn.Module())).items():
             if weight.is_floating_point() and not bool(weight.isfinite().all()):
                 return Check("finite weights", "fail", f"NaN or infinity in {name} of {model.name}")
     alone = patient.pair.base is patient.pair.aligned

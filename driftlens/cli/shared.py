@@ -49,6 +49,21 @@ Length = Annotated[
     int | None, typer.Option("--max-length", min=2, help="The most tokens in a window.")
 ]
 Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread each model over devices: auto, balanced, sequential, or a JSON file that "
+        "names a device for each part."
+    ),
+]
+BaseDevice = Annotated[str | None, typer.Option(help="Where to run the base model alone.")]
+AlignedDevice = Annotated[str | None, typer.Option(help="The same of the aligned model.")]
+Mixed = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mixed-dtypes", help="Go on although the models differ in dtype or quantisation."
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="What to load in: auto, float32, bfloat16, float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model.")]
 AlignedRevision = Annotated[str | None, typer.Option(help="The same of the aligned model.")]
@@ -86,6 +101,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the 
 OF_LOSS = "Of the loss, where it has one so called."
 Parameter = Annotated[float | None, typer.Option(help=OF_LOSS)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+
+PLACING = ("device_map", "base_device", "aligned_device", "allow_mixed_dtypes")
+"""The same of commands that spread models over devices; of others they are as if not given."""
 
 OF_LOSSES = (
     *("beta", "alpha", "tau", "gamma", "delta", "lambda_", "label_smoothing"),
@@ -172,6 +190,7 @@ def pair_of(context: typer.Context) -> "ModelPair":
             asked["aligned"],
             local_files_only=asked["offline"] or None,
             **{name: asked[name] for name in LOADING},
+            **{name: asked[name] for name in PLACING if asked.get(name)},
         )
     for warning in [] if asked["quiet"] else warned:
         typer.secho(f"warning: {warning.message}", err=True, fg="yellow")

@@ -131,15 +131,16 @@ class Lens(Metric[LensResult]):
         rows = torch.from_numpy(
             chosen(units.document, units.position, self.share, self.seed)
         ).nonzero()[:, 0]
-        ends = [trace.last[trace.batch.closing] for trace in (frame.base, frame.aligned)]
-        base, aligned = self.pair.base.readout, self.pair.aligned.readout
+        here = frame.base.last.device
+        ends = [trace.last[trace.batch.closing].to(here) for trace in (frame.base, frame.aligned)]
+        base, aligned = self.pair.readouts
         if self.pair.shared is not None:
-            ours, theirs = (ids.to(ends[0].device) for ids in self.pair.shared)
+            ours, theirs = (ids.to(here) for ids in self.pair.shared)
             base, aligned = _only(base, ours), _only(aligned, theirs)
         sites = [EMBED, *map(Site, self._layers)]
         # The head's weights are read from memory once a call, so a call reads out many layers.
         room = max(1, ENTRIES // self.pair.base.vocabulary)
-        for some in rows.to(ends[0].device).split(max(1, room // len(sites))):
+        for some in rows.to(here).split(max(1, room // len(sites))):
             final = [read(end[some]) for read, end in zip((base, aligned), ends, strict=True)]
             at_once = max(1, room // len(some))
             for group in (sites[i : i + at_once] for i in range(0, len(sites), at_once)):

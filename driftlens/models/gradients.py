@@ -76,6 +76,12 @@ def trainable(model: HookedModel, patterns: Sequence[str] = ("*",)) -> frozenset
             found=f"{rough} of {model.name}, which is quantised",
             remedy="Load the model without quantisation, or train and check an adapter alone.",
         )
+    if model.hindrance:
+        raise DriftlensError(
+            "weights at hand, to take gradients of",
+            found=f"{model.name}, with {model.hindrance}",
+            remedy="Load the model whole and unquantised.",
+        )
     named = dict(model.net.named_parameters(remove_duplicate=False))
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in named):

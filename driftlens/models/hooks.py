@@ -14,6 +14,7 @@ from driftlens.formulas.divergence import gold
 
 from . import anatomy
 from .model import Edits, Trace, Wants, rows_of
+from .placement import hindrance, home, whole
 from .sites import EMBED, Site, every
 from .tokens import Batch
 
@@ -56,12 +57,17 @@ class HookedModel:
     @property
     def device(self) -> torch.device:
         """Where it reads its token ids."""
-        return self.net.get_input_embeddings().weight.device
+        return home(self.net.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return next(self.body.parameters()).dtype
+        return next(p.dtype for p in self.body.parameters() if p.is_floating_point())
+
+    @cached_property
+    def hindrance(self) -> str:
+        """Why no gradient can be taken and no weight changed, in words; empty if they can."""
+        return hindrance(self.net)
 
     @property
     def processed(self) -> bool:
@@ -106,7 +112,7 @@ class HookedModel:
                 )
         return Trace(
             batch,
-            last.detach(),
+            last.detach().to(self.device),
             predictors.detach(),
             {site: tensor.detach() for site, tensor in seen.items()},
             gradients,
@@ -290,6 +296,12 @@ class HookedModel:
                 found=f"{self.name}, which fills in masked tokens",
                 remedy="Leave out the metrics that want gradients.",
             )
+        if wants.gradients and self.hindrance:
+            raise DriftlensError(
+                "a model with its weights at hand, to take gradients of",
+                found=f"{self.name}, with {self.hindrance}",
+                remedy="Leave out what wants gradients, or load it whole and unquantised.",
+            )
 
     def _run(self, batch: Batch, sites: Iterable[Site], edits: Edits) -> Mapping[Site, Tensor]:
         """Run the blocks over `batch` with `edits` in place, and keep what passes `sites`."""
@@ -311,7 +323,8 @@ class HookedModel:
     def _predictors(self, batch: Batch, last: Tensor, edits: Edits) -> Tensor:
         rows, tokens = batch.target
         if self.causal:
-            return last[rows, tokens - 1]
+            # The last block may lie on another device than the ids.
+            return last.to(rows.device)[rows, tokens - 1]
         return torch.cat([last[:0, 0], *self._masked(batch, edits)])
 
     def _masked(self, batch: Batch, edits: Edits) -> Iterator[Tensor]:
@@ -324,7 +337,7 @@ class HookedModel:
             ids[here, some] = self.tokenizer.mask_token_id
             none = (some[:0], some[:0])
             copies = Batch(ids, batch.mask[some_rows], none, none, some[:0])
-            yield self._run(copies, {self._end}, edits)[self._end][here, some]
+            yield self._run(copies, {self._end}, edits)[self._end].to(here.device)[here, some]
 
     @cached_property
     def _anatomy(self) -> list[tuple[tuple[str | None, str | None, bool], int | None]]:
@@ -346,6 +359,9 @@ class HookedModel:
 
     def _block_anatomy(self, number: int, seen: Mapping[tuple[int, str], tuple[Tensor, object]]):
         before, output = seen[number, ""]
+        # What enters a block may lie where the block below it does.
+        assert isinstance(output, Tensor | tuple), "a block leaves a stream, alone or first"
+        before = before.to(first(output).device)
         after = anatomy.stream_of(output, before)
         assert after is not None, "a block leaves what can enter the next"
         outputs = {
@@ -503,8 +519,8 @@ def passing(
     shape = (*batch.ids.shape, -1)
 
     def pass_through(site: Site, given: Tensor) -> Tensor:
-        # Some MLPs flatten batch and token.
-        stream = given.reshape(shape)
+        # Some MLPs flatten batch and token; of what lies on several processes all is read.
+        stream = whole(given).reshape(shape)
         if site in edits:
             stream = edits[site](stream)
         if site in wanted:

@@ -21,6 +21,7 @@ from .heads import with_heads
 from .hooks import HookedModel
 from .model import Wants, likelihoods
 from .pieces import DIVISIONS, By, Owner, Piece, pieces
+from .placement import spread
 from .sites import Site
 from .survey import Heard, Survey, hooked, outcome, put, survey, tensors
 from .tokens import Batch
@@ -73,12 +74,26 @@ def hybrid(
 
     Raises:
         DriftlensError: A model is not a plain `transformers` net, or the weights of the two
-            cannot be matched by name and shape.
+            cannot be matched by name and shape, or do not all lie on one device.
     """
     ours, theirs = plain(base), plain(aligned)
+    for model in (ours, theirs):
+        if apart := spread(model.net):
+            raise _apart(f"{model.name}, with {apart}")
+    for one, other in ((ours.device, theirs.device), (ours.dtype, theirs.dtype)):
+        if one != other:
+            raise _apart(f"{one} of {ours.name}, {other} of {theirs.name}")
     if ours.net is theirs.net and ours is not theirs:
         return Adapted(theirs)
     return Twin(ours, theirs, instead or {})
+
+
+def _apart(found: str) -> DriftlensError:
+    return DriftlensError(
+        "two models whose weights all lie on one device, as plain numbers of one dtype",
+        found=found,
+        remedy="Attribute by activations (--method sweep), or load both with --device alone.",
+    )
 
 
 def plain(model: object) -> HookedModel:

@@ -18,6 +18,17 @@ from . import backends
 from .fingerprint import digest
 from .hooks import HookedModel
 from .model import Model
+from .placement import (
+    Weights,
+    check_live,
+    check_room,
+    contents,
+    device_map_of,
+    home,
+    needed,
+    present,
+    quantised,
+)
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -41,7 +52,11 @@ def load_pair(
     aligned: object,
     *,
     device: str = "auto",
+    device_map: object = None,
+    base_device: str | None = None,
+    aligned_device: str | None = None,
     dtype: str | torch.dtype = "auto",
+    allow_mixed_dtypes: bool = False,
     revision: str | None = None,
     aligned_revision: str | None = None,
     trust_remote_code: bool = False,
@@ -58,7 +73,14 @@ def load_pair(
             already keeps the promises of `driftlens.models.Model`.
         aligned: The same, or the folder or hub id of a PEFT adapter, or a live `PeftModel`.
         device: Where to put what is loaded; `auto` is a GPU if there is one.
+        device_map: Where to put the parts of each model, instead of one device: `auto`, `balanced`
+            or `sequential` as accelerate understands them, a JSON file, or a mapping from a part's
+            path to a device, `cpu` or `disk`.
+        base_device: Where to put the base model, if not at `device`.
+        aligned_device: Where to put the aligned model, if not at `device`.
         dtype: What to load in; `auto` is what each checkpoint says.
+        allow_mixed_dtypes: Whether the two may differ in dtype, or one alone be quantised: then
+            what is measured holds what rounding does as well.
         revision: Branch, tag or commit of the base model on the hub.
         aligned_revision: The same of the aligned model.
         trust_remote_code: Whether code that comes with a model may run.
@@ -80,12 +102,17 @@ def load_pair(
     if local_files_only is None:
         local_files_only = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     hub = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
-    how = {
-        "device": _device(device),
-        "dtype": _dtype(dtype),
-        "attention": backends.attention(backend, attn_implementation),
-        "backend": backend,
-    }
+    places = _places(device, device_map, base_device, aligned_device)
+    _check_backend(backend, device_map)
+    how, how_aligned = (
+        {
+            "place": place,
+            "dtype": _dtype(dtype),
+            "attention": backends.attention(backend, attn_implementation),
+            "backend": backend,
+        }
+        for place in places
+    )
     ours: Model
     theirs: Model
     if _is_peft(aligned):
@@ -93,18 +120,23 @@ def load_pair(
     elif isinstance(aligned, str | Path) and _holds_adapter(str(aligned), aligned_revision, hub):
         ours, theirs = _adapter(base, str(aligned), revision, aligned_revision, hub, how)
     else:
+        _check_room(base, aligned, (revision, aligned_revision), hub, (how, how_aligned))
         ours = _load(base, tokenizer, revision, hub, how)
         theirs = ours
         if aligned is not base:
-            theirs = _load(aligned, tokenizer, aligned_revision, hub, how)
-    _check_dtypes(ours, theirs)
+            theirs = _load(aligned, tokenizer, aligned_revision, hub, how_aligned)
+    if not allow_mixed_dtypes:
+        _check_dtypes(ours, theirs)
     _check_processed(ours, theirs)
     return ours, theirs
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of named weights; marked `sampled` where they are too many to read them all."""
-    sampled = sum(t.numel() * t.element_size() for t in tensors.values()) > HASHED_WHOLE
+    size = getattr(tensors, "bytes", None)
+    if size is None:
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+    sampled = size > HASHED_WHOLE
     return f"sampled:{digest(tensors, SAMPLED)}" if sampled else digest(tensors)
 
 
@@ -124,7 +156,8 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
             remedy="Pass base=None and the PeftModel as aligned.",
         )
     if isinstance(model, nn.Module):
-        source = _source(model, fingerprint(dict(model.named_parameters())))
+        check_live(model)
+        source = _source(model, _known(model))
         own = _live_tokenizer(model, tokenizer, hub)
         net = backends.sharing(model, how["backend"])
         loaded = backends.one(how["backend"], net, own, getattr(model.config, "name_or_path", ""))
@@ -140,11 +173,15 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
 def _from_name(name: str, revision: str | None, hub: dict, how: dict) -> HookedModel:
     place = _place(name)
     net, unused = _net(name, place, revision, hub, how)
-    source = _source(net, fingerprint(dict(net.named_parameters())))
+    source = _source(net, _known(net))
     tokenizer = _tokenizer(name, place, revision, hub)
     model = backends.one(how["backend"], net, tokenizer, name)
     model.source = {**source, "backend": model.backend, "unused_weights": unused}
     return model
+
+
+def _known(net: nn.Module) -> str:
+    return fingerprint(contents(net) if quantised(net) else Weights(net))
 
 
 def _place(name: str) -> str:
@@ -184,12 +221,14 @@ def _net(
     """The net, and some of the weights that were left over, if any were."""
     from transformers import AutoConfig
 
+    whole = isinstance(how["place"], torch.device)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, **hub)
         net, report = _auto(config).from_pretrained(
             place,
             revision=revision,
             dtype=how["dtype"],
+            device_map=_mapped(config, how["place"]),
             attn_implementation=how["attention"],
             use_safetensors=True,
             # Or else the error does not say which: the report of the load does.
@@ -210,7 +249,56 @@ def _net(
             found=f"none of the right shape for {_some(absent)}",
             remedy="Load a whole checkpoint: missing weights would be random numbers.",
         )
-    return net.to(how["device"]), _unused(name, type(net).__name__, report["unexpected_keys"])
+    if whole and not quantised(net):
+        net = net.to(how["place"])
+    return net, _unused(name, type(net).__name__, report["unexpected_keys"])
+
+
+def _mapped(config: Any, place: Any) -> Any:
+    """The device map to load by; None where the whole net is moved afterwards."""
+    if not isinstance(place, torch.device):
+        return place
+    # What is quantised is made where it is to be, and cannot be moved.
+    return {"": place} if getattr(config, "quantization_config", None) else None
+
+
+def sketch(name: str, revision: str | None, hub: dict, how: dict) -> nn.Module | None:
+    """The net without its weights; None if only its files tell how large they are.
+
+    Raises:
+        LoadError: There is no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(_place(name), revision=revision, **hub)
+        if getattr(config, "quantization_config", None) is not None:
+            return None
+        dtype = config.dtype if how["dtype"] == "auto" else how["dtype"]
+        with torch.device("meta"):
+            return _auto(config).from_config(
+                config, dtype=dtype, trust_remote_code=hub["trust_remote_code"]
+            )
+    except _unreadable() as error:
+        remedy = "Check the name and revision, and that its files are whole."
+        if "trust_remote_code" in str(error):
+            remedy = "Give --trust-remote-code (or trust_remote_code=True) if you trust that code."
+        found = _first_line(error)
+        raise LoadError(f"a language model at {name}", found=found, remedy=remedy) from None
+
+
+def _check_room(
+    base: object, aligned: object, revisions: Sequence[str | None], hub: dict, hows: Sequence[dict]
+) -> None:
+    """Stop before anything is loaded if the models that are to be loaded would not fit."""
+    asked: dict[str, int] = {}
+    both = list(zip((base, aligned), revisions, hows, strict=True))[: 1 if aligned is base else 2]
+    named = [(str(m), revision, how) for m, revision, how in both if isinstance(m, str | Path)]
+    for name, revision, how in named:
+        net = sketch(name, revision, hub, how)
+        for place, size in (needed(net, how["place"]) if net is not None else {}).items():
+            asked[place] = asked.get(place, 0) + size
+    check_room(asked, " and ".join(name for name, *_ in named))
 
 
 def _unused(name: str, architecture: str, keys: Iterable[str]) -> str | None:
@@ -283,11 +371,18 @@ def _live_tokenizer(net: nn.Module, tokenizer: object, hub: dict) -> Any:
 
 def _source(net: nn.Module, sha256: str) -> dict[str, Any]:
     parameters = list(net.parameters())
+    computed = next(p.dtype for p in parameters if p.is_floating_point())
+    inputs: nn.Module = net.get_input_embeddings()  # type: ignore[operator]
+    spread = getattr(net, "hf_device_map", None)
+    told: dict[str, Any] = {"quantised": by} if (by := quantised(net)) else {}
+    if spread:
+        told["device_map"] = {part: str(device) for part, device in spread.items()}
     return {
+        **told,
         "architecture": type(net).__name__,
         "parameters": sum(p.numel() for p in parameters),
-        "dtype": str(parameters[0].dtype).removeprefix("torch."),
-        "device": str(parameters[0].device),
+        "dtype": str(computed).removeprefix("torch."),
+        "device": str(home(inputs)),
         "attention": getattr(net.config, "_attn_implementation", None),
         "sha256": sha256,
         "commit": getattr(net.config, "_commit_hash", None),
@@ -510,18 +605,35 @@ def _check_placed(peft: Any, file: Path, name: str) -> None:
 # What loads share
 
 
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+def _places(
+    device: str, device_map: object, base_device: str | None, aligned_device: str | None
+) -> tuple[Any, Any]:
+    """For base and for aligned a device, or a device map."""
+    found = device_map_of(device_map)
+    alone = {"--base-device": base_device, "--aligned-device": aligned_device}
+    if found is not None and (given := [name for name, one in alone.items() if one]):
         raise DriftlensError(
-            "a device that this machine has",
-            found=f"{device!r}: {_first_line(error)}",
-            remedy="Give auto, cpu or cuda.",
-        ) from None
-    return device
+            "either a device map or a device for each model",
+            found=f"--device-map and {' and '.join(given)}",
+            remedy="Leave one of them out.",
+        )
+    if found is not None:
+        return found, found
+    ours, theirs = (_device(one or device) for one in (base_device, aligned_device))
+    return ours, theirs
+
+
+def _check_backend(backend: str, device_map: object) -> None:
+    if backend != "hooks" and device_map is not None:
+        raise DriftlensError(
+            "hooks as the back-end of a model that is spread over devices",
+            found=f"--backend {backend} beside --device-map",
+            remedy="Leave one of them out.",
+        )
+
+
+def _device(device: str) -> torch.device:
+    return present(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -548,7 +660,15 @@ def _check_processed(base: Model, aligned: Model) -> None:
 
 
 def _check_dtypes(base: Model, aligned: Model) -> None:
-    ours, theirs = (getattr(m, "source", {}).get("dtype") for m in (base, aligned))
+    sources = [getattr(model, "source", {}) for model in (base, aligned)]
+    ours, theirs = (source.get("quantised", source.get("dtype")) for source in sources)
+    if ours != theirs and any("quantised" in source for source in sources):
+        raise DriftlensError(
+            "two models that are quantised alike, or neither",
+            found=f"{base.name} in {ours}, {aligned.name} in {theirs}",
+            remedy="Load both in one way; with --allow-mixed-dtypes what rounding does is measured "
+            "as drift.",
+        )
     if ours != theirs:
         raise DriftlensError(
             "two models in the same dtype",

@@ -69,8 +69,9 @@ class Trace:
 
     def at(self, site: Site) -> Tensor:
         """[unit, width] activations at the token that closes each unit, of all rows."""
-        rows, tokens = self.batch.closing
         stream = self.activations[site]
+        # A block may lie on another device than the ids.
+        rows, tokens = (place.to(stream.device) for place in self.batch.closing)
         # Faster than indexing by both, to the same bits.
         return stream.flatten(0, 1)[rows * stream.shape[1] + tokens]
 

@@ -1,8 +1,8 @@
 """A base model beside its aligned version."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ class ModelPair:
             base: A hub id, a local folder, `demo:base`, or a live `transformers` model.
             aligned: The same, or the folder of a PEFT adapter, or a live `PeftModel`. An adapter
                 shares the base's weights and is never merged.
-            **options: Those of `driftlens.models.load.load_pair`: `device`, `dtype`, `revision`,
+            **options: Those of `driftlens.models.load.load_pair`: `device`, `device_map`,
+                `base_device`, `aligned_device`, `dtype`, `allow_mixed_dtypes`, `revision`,
                 `aligned_revision`, `trust_remote_code`, `attn_implementation`,
                 `local_files_only`, `tokenizer`.
 
@@ -105,6 +106,27 @@ class ModelPair:
     def width(self) -> int:
         """Width of either model's residual stream."""
         return self.base.width
+
+    @property
+    def readouts(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """What base reads from [row, width] last streams, and what aligned does, side by side.
+
+        The logits stand where base's do, and either reads the other's streams, though the two may
+        lie on different devices or compute in different dtypes.
+        """
+        here = getattr(self.base, "device", None)
+
+        def read(model: Model, stream: Tensor) -> Tensor:
+            own = getattr(model, "dtype", None) if self.mixed else None
+            logits = model.readout(stream if own is None else stream.to(own))
+            return logits if here is None else logits.to(here)
+
+        return partial(read, self.base), partial(read, self.aligned)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether the two compute in different dtypes."""
+        return getattr(self.base, "dtype", None) != getattr(self.aligned, "dtype", None)
 
     @cached_property
     def shared(self) -> tuple[Tensor, Tensor] | None:
@@ -204,8 +226,12 @@ class Frame:
     aligned: Trace
 
     def both(self, site: Site) -> tuple[Tensor, Tensor]:
-        """[unit, width] activations of base and of aligned, at the same places of the texts."""
-        return self.base.at(site), self.aligned.at(site)
+        """[unit, width] activations of base and of aligned, at the same places of the texts.
+
+        Both stand where base reads its ids, wherever their blocks are.
+        """
+        here = self.base.last.device
+        return self.base.at(site).to(here), self.aligned.at(site).to(here)
 
     @cached_property
     def scored(self) -> Units:
@@ -215,12 +241,13 @@ class Frame:
     @cached_property
     def comparison(self) -> Comparison:
         """Both models' predictions of each scored token. Needs both to read the same tokens."""
+        base, aligned = self.pair.readouts
         pieces = [
             compare(
-                self.pair.base.readout(b),
-                self.pair.base.readout(b) if a is b else self.pair.aligned.readout(a),
+                base(b),
+                base(b) if a is b else aligned(a),
                 x,
-                y,
+                y.to(x.device),
                 self.pair.shared,
             )
             for b, a, x, y in self._chunks()
@@ -266,8 +293,9 @@ class Frame:
         runs = [ends[1]]
         for layer in range(-1, self.pair.depth):
             site = EMBED if layer < 0 else Site(layer)
-            stream = below.activations[site]
-            if torch.equal(stream, above.activations[site]):
+            own = above.activations[site]
+            stream = below.activations[site].to(own)
+            if torch.equal(stream, own):
                 runs.append(ends[1])
                 continue
             predictors = model.resume(above.batch, layer, stream)
