@@ -1,6 +1,7 @@
 """The command line: parse, call, print. No other package reads arguments or prints."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -9,6 +10,7 @@ import typer
 
 from driftlens.errors import DriftlensError
 
+from .plan import plan
 from .probe import probe
 from .shared import (
     FORMATS,
@@ -178,12 +180,18 @@ def report(
     check_given(bounds, packs)
     pair = pair_of(context)
     from driftlens import doctor, suite
+    from driftlens import plan as planning
     from driftlens.report import Report
 
     chosen = None if layers is None else layers_of(layers, pair.depth)
     options = suite.Options(
         chosen, seed, rows, max_length, published_polarity, every_site=every_site or None
     )
+    planned = planning.plan_of(pair, planning.work_of(packs, options))
+    if planned is not None:
+        options = replace(options, sums_bytes=planned.sums_bytes)
+        if not quiet:
+            typer.echo(planned.line, err=True)
     checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
     doctor.require(checks)
     asked = {
@@ -194,7 +202,8 @@ def report(
         "every_site": every_site,
     }
     about = record_of(base, aligned, pair, packs, seed, asked, started)
-    partial.begin(identity(about))
+    about["plan"] = None if planned is None else planned.record()
+    partial.begin({**identity(about), "room for sums": options.sums_bytes})
     with told_how_far(quiet) as progress, stoppable(partial, out):
         found = suite.examine(
             pair, packs, options, checks=checks, partial=partial, progress=progress
@@ -532,5 +541,6 @@ def packs() -> None:
     typer.echo("* taken by a report unless --text or --pack says otherwise")
 
 
+app.command()(told()(plan))
 app.add_typer(probe, name="probe")
 app.add_typer(steer, name="steer")

@@ -491,19 +491,40 @@ def _roomy(sites: Sequence[Site], room: int) -> tuple[frozenset[Site], frozenset
 
 def _showings(pair: ModelPair, tokens: int) -> int:
     """How often the texts may be shown so that it costs next to nothing."""
-    return 1 + int(FREE / (_run(pair) * tokens))
-
-
-def _run(pair: ModelPair) -> float:
-    """Operations for a token of both models."""
-    d = pair.width
-    return 2 * 2 * (12 * d * d * pair.depth + d * pair.base.vocabulary)
+    return showings(run_of(pair.depth, pair.width, pair.base.vocabulary), tokens)
 
 
 def _affordable(pair: ModelPair, sites: int, tokens: int) -> float:
     """The share of tokens at which the d × d sums of all sites cost `SHARE` of the run."""
-    d, run = pair.width, _run(pair)
+    run = run_of(pair.depth, pair.width, pair.base.vocabulary)
     if getattr(pair.base, "dtype", torch.float32) in (torch.bfloat16, torch.float16):
         run /= FASTER.get(getattr(pair.base, "device", torch.device("cpu")).type, 1.0)
-    sums = BESIDES * 2 * 3 * d * d * sites
-    return min(1.0, max(SHARE * run / sums, FREE / sums / tokens, ENOUGH * d / tokens))
+    return share_of(run, pair.width, sites, tokens)
+
+
+def run_of(depth: int, width: int, vocabulary: int) -> float:
+    """Operations for a token of two models of such sizes."""
+    return 2 * 2 * (12 * width * width * depth + width * vocabulary)
+
+
+def showings(run: float, tokens: int) -> int:
+    """How often texts may be shown so that it costs next to nothing.
+
+    Args:
+        run: Operations for a token of both models.
+        tokens: Of all texts.
+    """
+    return 1 + int(FREE / (run * tokens))
+
+
+def share_of(run: float, width: int, sites: int, tokens: int) -> float:
+    """The share of tokens at which the d × d sums of so many sites cost `SHARE` of the run.
+
+    Args:
+        run: Operations for a token of both models, at the speed of these sums.
+        width: Of the stream.
+        sites: At how many sites.
+        tokens: Of all texts.
+    """
+    sums = BESIDES * 2 * 3 * width * width * sites
+    return min(1.0, max(SHARE * run / sums, FREE / sums / tokens, ENOUGH * width / tokens))
