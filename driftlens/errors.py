@@ -18,6 +18,7 @@ class DriftlensError(ValueError):
     def __init__(self, expected: str, *, found: str, remedy: str) -> None:
         super().__init__(f"expected {expected}, found {found}. {remedy}")
         self.found = found
+        self.parts = expected, found, remedy
 
 
 class LoadError(DriftlensError):

@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 import numpy as np
 import torch
 
+from . import ranks
 from .budget import (
     FOUND,
     FULL,
@@ -32,6 +33,7 @@ from .formulas.streams import Mergeable
 from .models import Frame, ModelPair, Wants
 from .models.tokens import Encoder, Window
 from .packs import Pack
+from .partial import Done, States
 from .results import Result
 
 R = TypeVar("R", bound=Result)
@@ -135,11 +137,13 @@ class Metric(ABC, Generic[R]):
 class Checkpoint(Protocol):
     """Where a run keeps what it has done, so that it can be taken up again."""
 
-    def load(self) -> tuple[int, list[dict[str, np.ndarray]]] | None:
-        """How many batches are done, and each metric's state; None of a fresh run."""
+    def load(self) -> Done:
+        """What was done, nothing of a fresh run."""
 
-    def save(self, done: int, states: Callable[[], list[dict[str, np.ndarray]]]) -> None:
-        """Keep the states after `done` batches, if it is time to."""
+    def save(
+        self, tokens: int, batches: Sequence[int], states: Callable[[], States], *, last: bool
+    ) -> None:
+        """Keep the states of this process after these batches, if it is time to, or its last."""
 
 
 def measure(
@@ -160,6 +164,10 @@ def measure(
 
     Where memory runs out, a batch is halved and shown again; the results are the same.
 
+    In a group of `torch.distributed` every process is to call this with the same arguments, and
+    each of them, with the models whole on its own device, shows a share of the batches. All get
+    the results of the whole pack. `ranks.alone` lets a process measure what the others do not.
+
     Args:
         pair: The two models.
         pack: What to show them.
@@ -169,7 +177,7 @@ def measure(
         length: The most tokens in a window; a longer document is read in several.
         search: Whether to find by trial how many tokens fit at a time, on the longest texts; None
             is on an accelerator only. Batches differ, results do not.
-        progress: Told after each batch how many windows of how many are done.
+        progress: Told after each batch how many windows of how many are done, of this process's.
         checkpoint: Where to keep what is done, and to take it up from.
 
     Returns:
@@ -177,19 +185,15 @@ def measure(
 
     Raises:
         DriftlensError: A metric cannot be taken of such a pair or pack, a model's numbers are
-            not finite, or one window alone, or one pair of them, does not fit into memory.
+            not finite, or one window alone, or one pair of them, does not fit into memory; or
+            another process of the group failed, or ended.
     """
     encoder = pair.encoder(pack, length)
     _check(pair, pack, encoder, _wants(metrics))
     for metric in metrics:
         metric.begin(pair, encoder)
-    done = 0
-    if checkpoint is not None and (kept := checkpoint.load()):
-        done, states = kept
-        for metric, state in zip(metrics, states, strict=True):
-            metric.restore(state)
     budget = Budget(rows, tokens, search)
-    budget = _pass(pair, encoder, metrics, budget, progress, checkpoint, done)
+    budget = _pass(pair, encoder, metrics, budget, progress, checkpoint)
     left = list(metrics)
     while left := [metric for metric in left if metric.again()]:
         _pass(pair, encoder, left, budget, progress)
@@ -229,25 +233,67 @@ def _pass(
     budget: Budget,
     progress: Callable[[int, int], None] | None,
     checkpoint: Checkpoint | None = None,
-    done: int = 0,
 ) -> Budget:
-    """Show all that is not yet done to both models; the budget for what is shown again."""
+    """Show all that is not yet done to both models, each process its share of it.
+
+    Returns:
+        The budget for what is shown again.
+    """
     wants = _wants(metrics)
-    tokens = _tokens(pair, encoder, metrics, budget)
+    before = Done() if checkpoint is None else checkpoint.load()
+    # Free memory differs from process to process, and from run to run.
+    tokens = before.tokens or ranks.lead(lambda: _tokens(pair, encoder, metrics, budget))
     batches = encoder.batches(tokens, budget.rows)
-    seen = sum(map(len, batches[:done]))
-    for number, windows in enumerate(batches[done:], done + 1):
-        # Parts are made first and merged last, so that a failure leaves every metric whole.
-        parts = _look(pair, encoder, windows, metrics, wants)
-        for metric, part in zip(metrics, parts, strict=True):
-            metric.merge(part)
-        seen += len(windows)
-        if checkpoint is not None:
-            checkpoint.save(number, lambda: [metric.state() for metric in metrics])
-        if progress is not None:
-            progress(seen, len(encoder.plan))
+    share = list(metrics) if ranks.size() == 1 else [metric.empty() for metric in metrics]
+    _take_up(share, before)
+    done = sorted(before.mine)
+    left = [n for n in ranks.share(len(batches)) if n not in before.batches]
+    seen, of = (sum(len(batches[n]) for n in some) for some in (done, [*done, *left]))
+    with ranks.apart():
+        for number in left:
+            # Parts are made first and merged last, so that a failure leaves every metric whole.
+            parts = _look(pair, encoder, batches[number], share, wants)
+            for metric, part in zip(share, parts, strict=True):
+                metric.merge(part)
+            done.append(number)
+            seen += len(batches[number])
+            ranks.heed()
+            if checkpoint is not None:
+                last = number == left[-1] and ranks.size() > 1
+                states = lambda: [metric.state() for metric in share]  # noqa: E731
+                checkpoint.save(tokens, done, states, last=last)
+            if progress is not None:
+                progress(seen, of)
+    if ranks.size() > 1:
+        _gather(metrics, share, _called(pair, encoder, len(batches)))
     # Never in larger batches than before: what is shown in groups is then summed alike.
     return budget._replace(most=tokens, search=False)
+
+
+def _called(pair: ModelPair, encoder: Encoder, batches: int) -> str:
+    """What a pass shows to whom, which must be the same in every process."""
+    models = [getattr(model, "source", {}).get("sha256") for model in (pair.base, pair.aligned)]
+    return f"of {encoder.pack.name} in {batches} batches {encoder.pack.sha256, *models}"
+
+
+def _take_up(metrics: Sequence[Metric], before: Done) -> None:
+    for number, states in enumerate(before.states):
+        for metric, state in zip(metrics, states, strict=True):
+            if number:
+                metric.merge(metric.empty().restore(state))
+            else:
+                metric.restore(state)
+
+
+def _gather(metrics: Sequence[Metric], share: Sequence[Metric], called: str) -> None:
+    """Give every metric what all processes saw, in the order of their ranks."""
+    for metric, mine in zip(metrics, share, strict=True):
+        # One kept thing of one process at a time: they may be as large as a model's weights.
+        kept = mine._kept()
+        for name, whole in metric._kept().items():
+            what = f"{name} of {type(metric).__name__} {called}"
+            for state in ranks.gathered(what, kept[name].state()):
+                whole.merge(whole.empty().restore(state))
 
 
 def _tokens(pair: ModelPair, encoder: Encoder, metrics: Sequence[Metric], budget: Budget) -> int:

@@ -647,11 +647,11 @@ def stopped_after(monkeypatch, batches, how):
     save = partial.Batches.save
     calls = []
 
-    def saving(self, *arguments):
+    def saving(self, *arguments, **last):
         calls.append(1)
         if len(calls) == batches:
             how()
-        save(self, *arguments)
+        save(self, *arguments, **last)
 
     monkeypatch.setattr(partial.Batches, "save", saving)
 

@@ -15,7 +15,7 @@ from driftlens.errors import DriftlensError
 from driftlens.metric import measure
 from driftlens.models.hooks import HookedModel
 from driftlens.packs import Example, Pack
-from driftlens.partial import Partial
+from driftlens.partial import Done, Partial
 from driftlens.results import same
 
 PACKS = [
@@ -142,7 +142,7 @@ def test_a_new_run_begins_anew(pair, tmp_path):
     partial = Partial(tmp_path / "report")
     partial.begin(RUN)
     assert partial.results(0) is None
-    assert partial.checkpoint(0).load() is None
+    assert partial.checkpoint(0).load() == Done()
 
 
 def test_nothing_is_left_of_what_was_removed_nor_of_what_kept_nothing(tmp_path):
@@ -158,7 +158,7 @@ def test_a_run_that_kept_something_is_not_tidied_away(pair, tmp_path):
     with pytest.raises(PowerCut):
         examined(pair, partial, after(2, cut))
     partial.tidy()
-    assert Partial(tmp_path / "report", resume=True).checkpoint(0).load()[0] == 2
+    assert Partial(tmp_path / "report", resume=True).checkpoint(0).load().batches == {0, 1}
 
 
 def test_a_full_disk_is_told_of_and_what_was_kept_stays_whole(pair, monkeypatch, tmp_path):
@@ -172,7 +172,7 @@ def test_a_full_disk_is_told_of_and_what_was_kept_stays_whole(pair, monkeypatch,
 
     with pytest.raises(DriftlensError, match="room for"):
         examined(pair, partial, after(2, fill))
-    assert partial.checkpoint(0).load()[0] == 2
+    assert partial.checkpoint(0).load().batches == {0, 1}
 
 
 def test_the_run_is_written_as_plain_json(tmp_path):

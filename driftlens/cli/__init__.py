@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from driftlens import ranks
 from driftlens.errors import DriftlensError
 
 from .plan import plan
@@ -48,12 +49,15 @@ from .shared import (
     check_given,
     check_kinds,
     count_of,
+    crash,
     fail,
     formats_of,
     identity,
+    in_words,
     kept,
     layers_of,
     leave,
+    leave_to_first,
     loaded_for_check,
     lora_of,
     of_preflight,
@@ -67,6 +71,7 @@ from .shared import (
     slug,
     stoppable,
     tell,
+    together,
     told,
     told_how_far,
     try_out,
@@ -89,16 +94,37 @@ def main() -> None:
     loaded, 130 interrupted.
     """
     try:
-        app()
+        with together():
+            _told_once()
     except DriftlensError as error:
-        fail(str(error), error.exit_code)
-    except (MemoryError, RuntimeError) as error:
+        # The processes that were to share a run did not find each other.
+        fail(in_words(error), error.exit_code)
+
+
+def _told_once() -> None:
+    """Run the command to the end of all processes, and tell why it ends early."""
+    try:
+        try:
+            app()
+        except SystemExit as left:
+            if not left.code:
+                ranks.meet()
+            elif not ranks.speaks(cast(int, left.code)):
+                raise SystemExit(ranks.code(cast(int, left.code))) from None
+            raise
+    except ranks.Lost as lost:
+        fail(str(ranks.named(lost) if ranks.speaks(lost.exit_code) else lost), lost.exit_code)
+    except DriftlensError as error:
+        fail(in_words(error), error.exit_code)
+    except Exception as error:
         from driftlens.budget import out_of_memory
 
-        if not out_of_memory(error):
+        if out_of_memory(error):
+            remedy = "Give a smaller --max-length, another --dtype, or a larger device."
+            fail(f"expected memory for both models, found less. {remedy}", 2)
+        if ranks.size() == 1:
             raise
-        remedy = "Give a smaller --max-length, another --dtype, or a larger device."
-        fail(f"expected memory for both models, found less. {remedy}", 2)
+        crash(error)
 
 
 @app.callback()
@@ -189,7 +215,9 @@ def report(
     )
     planned = planning.plan_of(pair, planning.work_of(packs, options))
     if planned is not None:
-        options = replace(options, sums_bytes=planned.sums_bytes)
+        # By the memory that the first process finds.
+        room = ranks.lead(lambda: planned.sums_bytes)
+        options = replace(options, sums_bytes=room)
         if not quiet:
             typer.echo(planned.line, err=True)
     checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
@@ -209,6 +237,8 @@ def report(
             pair, packs, options, checks=checks, partial=partial, progress=progress
         )
         results = list(found)
+        ranks.meet()
+    leave_to_first()
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     title = f"{called(pair.base.name)} → {called(pair.aligned.name)}"
     page = Report(title, results, checks, about)
@@ -298,6 +328,7 @@ def attribute(
             for one in packs
             for result in attribution.attribute(pair, one, methods, options, progress=progress)
         ]
+    leave_to_first()
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     title = f"{called(pair.base.name)} → {called(pair.aligned.name)}, attributed"
     page = Report(title, results, checks, about)
@@ -435,6 +466,7 @@ def check(
     about = record_of(
         reference or model, model, pair, [found.pack, *filter(None, [texts])], seed, asked, started
     )
+    leave_to_first()
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     on = within(preferences, prefs.name) if Path(preferences).parent.name else prefs.name
     title = f"{called(pair.aligned.name)} before training on {on}"
@@ -482,6 +514,7 @@ def doctor(
         encoder = pair.encoder(packs[0], max_length)
         metrics = suite.applicable(pair, encoder, suite.Options(length=max_length), checks)
         floors = doctor.noise_floor(pair.base, encoder, metrics)
+    leave_to_first()
     if as_json:
         record = {"checks": [vars(check) for check in checks], "noise_floor": floors.sizes}
         typer.echo(json.dumps(record, indent=2))
@@ -497,6 +530,7 @@ def doctor(
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
     """Print a report's verdict and its small tables in the terminal."""
+    leave_to_first()
     from driftlens import preflight, suite
     from driftlens.report import Report
 
@@ -512,6 +546,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) ->
 @app.command()
 def render(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
     """Draw a report's page again from its record and tables alone."""
+    leave_to_first()
     from driftlens import preflight, suite
     from driftlens.report import render
 
@@ -522,6 +557,7 @@ def render(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) 
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of results.json."""
+    leave_to_first()
     from driftlens.report import schema
 
     typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
@@ -530,6 +566,7 @@ def schema() -> None:
 @app.command()
 def packs() -> None:
     """List the packs that ship with driftlens."""
+    leave_to_first()
     from driftlens.packs import STANDARD, Pack, names
 
     for name in names():

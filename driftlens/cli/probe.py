@@ -26,6 +26,7 @@ from .shared import (
     Revision,
     count_of,
     layers_of,
+    leave_to_first,
     model_of,
     print_table,
     slug,
@@ -150,6 +151,7 @@ def _train(
 
     with told_how_far(quiet) as progress:
         probes = train(model, pack, options, progress=progress)
+    leave_to_first()
     probes.save(out, overwrite=overwrite)
     if as_json:
         typer.echo(json.dumps(probes.card, indent=2))
@@ -231,6 +233,7 @@ def apply(
         if len(models) == 1:
             probes.require(loaded, probes.layers, force=force)
         found += probes.monitor([loaded], on, layers=None if layer is None else [layer], **how)
+    leave_to_first()
     _watch(probes, found, quiet, as_json)
 
 
@@ -241,6 +244,7 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
 
     driftlens probe show probe
     """
+    leave_to_first()
     from driftlens.probe import TrainedProbes
 
     probes = TrainedProbes.load(folder)
@@ -311,6 +315,7 @@ def _say(
 ) -> None:
     """What the probe makes of each statement."""
     found = probes.apply(model, texts, layer=layer, force=force, **how)
+    leave_to_first()
     columns = (found.p_yes, found.p_no, found.score)
     rows = [
         {"text": text} | dict(zip(("p_yes", "p_no", "score"), map(float, three), strict=True))

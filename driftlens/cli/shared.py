@@ -1,5 +1,6 @@
 """What commands share: the options they take, how they load, what they print."""
 
+import os
 import re
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from driftlens import ranks
 from driftlens.errors import DriftlensError
 
 if TYPE_CHECKING:
@@ -137,9 +139,49 @@ def told() -> Iterator[None]:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Leave with a word on standard error."""
-    typer.secho(message, err=True, fg=None if code == 130 else "red")
-    raise SystemExit(code)
+    """Leave with a word on standard error, which one process says for all."""
+    if ranks.speaks(code):
+        # Of the processes that share a run all but the first were silenced.
+        shown = sys.__stderr__ if ranks.size() > 1 else sys.stderr
+        typer.secho(ranks.who() + message, file=shown, fg=None if code == 130 else "red")
+        raise SystemExit(code)
+    raise SystemExit(ranks.code(code))
+
+
+def crash(error: BaseException) -> NoReturn:
+    """Leave with the traceback of what nobody foresaw."""
+    import traceback
+
+    fail("".join(traceback.format_exception(error)), 1)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Where several processes share a run: one voice, and one end."""
+    if not ranks.launched():
+        yield
+        return
+    # What torch's own threads say of connections that close, where one line is said by us.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    code: Any = 0
+    with ranks.joined():
+        if ranks.rank():
+            sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        try:
+            yield
+        except SystemExit as left:
+            code = left.code or 0
+    for stream in (sys.stdout, sys.stderr, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    # A thread of the group that lets go of a tensor after the interpreter is gone would abort it.
+    os._exit(code)
+
+
+def leave_to_first() -> None:
+    """Let the first process do the rest, which is not shared; the others wait for its end."""
+    if not ranks.leave_to_first():
+        raise typer.Exit
 
 
 def packs_of(
@@ -320,6 +362,11 @@ def tell(page: "Report", written: Path, quiet: bool, as_json: bool) -> None:
     typer.echo(written)
 
 
+def in_words(error: DriftlensError) -> str:
+    """An error, and what was noted of it."""
+    return " ".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def record_of(
     base: str,
     aligned: str,
@@ -353,6 +400,7 @@ def record_of(
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
         },
+        "processes": ranks.size(),
         "started": started.isoformat(timespec="seconds"),
         "models": {"base": known(pair.base, base), "aligned": known(pair.aligned, aligned)},
         "packs": [
@@ -401,8 +449,11 @@ def stoppable(partial: Any, out: Path) -> Iterator[None]:
     try:
         with kept(out):
             yield
-    except DriftlensError:
-        partial.tidy()
+    except Exception as error:
+        if isinstance(error, DriftlensError):
+            partial.tidy()
+        if partial.begun() and not isinstance(error, ranks.Lost):
+            error.add_note("What was finished is kept: once mended, go on with --resume.")
         raise
     finally:
         signal.signal(signal.SIGINT, before)
@@ -458,8 +509,12 @@ def try_out(out: Path, overwrite: bool, names: Set[str] | None = None) -> None:
         pass
 
     names = {PAGE, RECORD, TABLES, FIGURES, SAFE} if names is None else names
-    with suppress(Undone), staged(out, names, overwrite=overwrite):
-        raise Undone
+
+    def tried() -> None:
+        with suppress(Undone), staged(out, names, overwrite=overwrite):
+            raise Undone
+
+    ranks.lead(tried)
 
 
 def texts_in(file: str, name: str) -> list[str]:

@@ -40,6 +40,7 @@ from .shared import (
     formats_of,
     layers_of,
     leave,
+    leave_to_first,
     model_of,
     of_steering,
     pack_of,
@@ -263,6 +264,7 @@ def measure(
         found = examine(pair, texts, kept, asked, options, progress=progress)
     shown = [texts, *filter(None, [asked or matched(texts)]), *kept]
     about = record_of(model, aligned or model, pair, shown, seed, {**vars(options)}, started)
+    leave_to_first()
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     names = [called(pair.base.name)] + ([] if aligned is None else [called(pair.aligned.name)])
     page = Report(
@@ -345,6 +347,7 @@ def apply(
 
     driftlens steer apply politeness demo:aligned --text prompts.txt --mode ablate
     """
+    leave_to_first()
     from driftlens.steer import KeptDirections, applied
     from driftlens.steer.applied import check
 
@@ -385,6 +388,7 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
 
     driftlens steer show politeness
     """
+    leave_to_first()
     from driftlens.steer import KeptDirections
 
     kept = KeptDirections.load(folder)
@@ -419,6 +423,7 @@ block 0, which is left out of it.
 
     driftlens steer export politeness politeness.gguf --layer 1-5
     """
+    leave_to_first()
     from driftlens.steer import KeptDirections
     from driftlens.steer.exchange import first_of
 
@@ -465,6 +470,7 @@ def import_(
 
     driftlens steer import happy.gguf org/model --out happy
     """
+    leave_to_first()
     from driftlens.steer import CARD, TENSORS, KeptDirections
     from driftlens.steer.exchange import exchanged
 

@@ -13,6 +13,7 @@ from warnings import warn
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from driftlens import ranks
 from driftlens.diagnostics import Entanglement, EntanglementResult
 from driftlens.errors import DriftlensError
 from driftlens.formulas.preferences import (
@@ -208,7 +209,9 @@ class _Look:
 
     def figures(self) -> dict[str, float]:
         """What is logged."""
-        (result,) = measure(self.pair, self.pack, [self.metric])
+        # Only the first process of a trainer looks.
+        with ranks.alone():
+            (result,) = measure(self.pair, self.pack, [self.metric])
         if self.bare and self.metric.first is None:
             self.metric.first = self.metric.answers()
         assert isinstance(result, EntanglementResult)

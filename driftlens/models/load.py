@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from driftlens import demo
+from driftlens import demo, ranks
 from driftlens.errors import DriftlensError, LoadError
 
 from . import backends
@@ -633,7 +633,15 @@ def _check_backend(backend: str, device_map: object) -> None:
 
 
 def _device(device: str) -> torch.device:
-    return present(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return present(_own() if device == "auto" else device)
+
+
+def _own() -> str:
+    """A GPU if there is one; of processes that share a machine, each its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    number = ranks.local()
+    return "cuda" if number is None else f"cuda:{number % torch.cuda.device_count()}"
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from driftlens import ranks
 from driftlens.errors import DriftlensError, LoadError
 
 Row = tuple[str, dict[str, Any]]
@@ -54,7 +55,7 @@ def form_of(file: str, raw: bytes) -> str:
 def contents(file: str | Path) -> bytes:
     """The bytes of a file or of standard input, unzipped."""
     try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else Path(file).read_bytes()
+        raw = _standard_input() if str(file) == "-" else Path(file).read_bytes()
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except IsADirectoryError:
         raise LoadError(
@@ -68,6 +69,11 @@ def contents(file: str | Path) -> bytes:
             found=getattr(error, "strerror", None) or str(error),
             remedy="Check the path, or give - to read standard input.",
         ) from None
+
+
+def _standard_input() -> bytes:
+    """All of it, which only one of several processes can read."""
+    return ranks.lead(lambda: sys.stdin.buffer.read().decode("latin-1")).encode("latin-1")
 
 
 def decoded(name: str, raw: bytes) -> str:
