@@ -244,15 +244,32 @@ def test_edits_that_stand_in_every_trace_of_nnsight_are_refused(folders):
     assert ModelPair.alone(mine).depth == 3
 
 
-def test_an_nnsight_model_without_weights_is_refused(folders):
+def without_weights(place):
     from nnsight import TransformersModel
     from transformers import AutoTokenizer
 
-    place = folders("llama")
     words = AutoTokenizer.from_pretrained(place)
-    mine = TransformersModel(place, task="text-generation", tokenizer=words)
+    return TransformersModel(place, task="text-generation", tokenizer=words)
+
+
+def test_an_nnsight_model_without_weights_is_not_run_here(folders):
+    pair = ModelPair.alone(without_weights(folders("llama")))
     with pytest.raises(DriftlensError, match="dispatch=True"):
-        ModelPair.alone(mine)
+        next(pair.frames(nets.pack(nets.TEXTS)))
+
+
+def test_a_dry_run_of_a_remote_trace_shows_what_a_trace_here_does(folders):
+    place = folders("llama")
+    ids = torch.tensor([[0, 30, 40, 50, 60, 31]])
+    here = ModelPair.alone(place, backend="nnsight")
+    logits, cache = here.run_with_cache(ids)
+    for pair in (here, ModelPair.alone(without_weights(place))):
+        told, shown = pair.run_with_cache(ids, ["1.out", "1.in"], remote="local")
+        assert torch.allclose(told[0], logits[0], atol=1e-5)
+        assert all(torch.allclose(z, cache.base[n], atol=1e-5) for n, z in shown.base.items())
+        assert len(shown.base) == 2
+    with pytest.raises(DriftlensError, match="an nnsight model, to run remotely"):
+        ModelPair.alone(place).run_with_cache(ids, remote=True)
 
 
 def test_folded_norms_are_no_drift(folders):

@@ -88,6 +88,7 @@ def run_with_cache(
     names_filter: Filter = None,
     *,
     logits: bool = True,
+    remote: bool | str = False,
 ) -> tuple[tuple[Tensor, Tensor] | None, PairCache]:
     """Show texts to both models, and keep what they make of them.
 
@@ -97,20 +98,24 @@ def run_with_cache(
         names_filter: Which sites to keep: a name, several, or what says of TransformerLens' name
             whether to keep it; None is all. Any name of a site will do.
         logits: Whether to read out the logits too.
+        remote: Whether two nnsight models are to run on NDIF; `local` is nnsight's dry run. Only
+            the dry run is tested.
 
     Returns:
         [batch, token, vocab] logits of base and of aligned, or None; and the cache.
 
     Raises:
-        DriftlensError: No site has such a name, or the two tokenizers differ.
+        DriftlensError: No site has such a name, the two tokenizers differ, or a model cannot run
+            remotely.
     """
     batch = _batch(pair, texts)
     sites = _sites(pair.base, names_filter)
     found = [
-        _look(model, batch, sites, logits) for model in dict.fromkeys((pair.base, pair.aligned))
+        _remote(model, batch, sites, remote) if remote else _look(model, batch, sites, logits)
+        for model in dict.fromkeys((pair.base, pair.aligned))
     ]
     (ours, base), (theirs, aligned) = found[0], found[-1]
-    both = (ours, theirs) if ours is not None and theirs is not None else None
+    both = (ours, theirs) if logits and ours is not None and theirs is not None else None
     return both, PairCache(batch.ids, batch.mask, base, aligned)
 
 
@@ -124,6 +129,19 @@ def _look(
         return None, cache
     rows = trace.last.flatten(0, 1)
     return model.readout(rows).unflatten(0, batch.ids.shape), cache
+
+
+def _remote(
+    model: Model, batch: Batch, sites: frozenset[Site], remote: bool | str
+) -> tuple[Tensor, Cache]:
+    if not hasattr(model, "remotely"):
+        raise DriftlensError(
+            "an nnsight model, to run remotely",
+            found=type(model).__name__,
+            remedy="Load the pair with backend='nnsight', or hand in two nnsight models.",
+        )
+    logits, kept = model.remotely(batch, sites, remote)
+    return logits, Cache(kept)
 
 
 def _sites(model: Model, names: Filter) -> frozenset[Site]:

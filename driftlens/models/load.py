@@ -146,7 +146,8 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
     if hasattr(model, "trace") and hasattr(model, "readout"):
         return model  # type: ignore[return-value]
     if live := backends.of_live(model, tokenizer):
-        source = _source(live.net, fingerprint(live.weights))
+        absent = getattr(live, "absent", False)
+        source = _source(live.net, "" if absent else fingerprint(live.weights))
         live.source = {**source, "backend": live.backend}
         return live
     if _is_peft(model):

@@ -26,12 +26,14 @@ class TracedModel(HookedModel):
     """A language model that is looked into by traces of nnsight.
 
     Args:
-        traced: An nnsight `TransformersModel` or `LanguageModel`, dispatched.
+        traced: An nnsight `TransformersModel` or `LanguageModel`.
         tokenizer: The tokenizer, if not its own.
         **named: `name` and `around`, as of `HookedModel`.
 
+    Without weights it can only be asked for what it shows elsewhere, by `remotely`.
+
     Raises:
-        DriftlensError: It holds edits that would stand in every trace, or no weights yet.
+        DriftlensError: It holds edits that would stand in every trace.
     """
 
     backend = "nnsight"
@@ -41,10 +43,50 @@ class TracedModel(HookedModel):
         super().__init__(traced._module, tokenizer or traced.tokenizer, **named)
         self.traced = traced
 
+    @property
+    def absent(self) -> bool:
+        """Whether its weights are not here."""
+        return any(parameter.is_meta for parameter in self.net.parameters())
+
+    def has(self, site: Site) -> bool:
+        """Whether there is such a place; without weights only streams can be told from others."""
+        return site.part in ("in", "out") if self.absent else super().has(site)
+
+    def remotely(
+        self, batch: Batch, sites: Iterable[Site], remote: bool | str = True
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        """What it shows where nnsight keeps it, on NDIF: never run by our tests but in a dry run.
+
+        Args:
+            batch: What to read.
+            sites: Where to look.
+            remote: Handed on to nnsight; `local` is its dry run in this process.
+
+        Returns:
+            [batch, token, vocab] logits, and for each site [batch, token, width] its tensor.
+        """
+        places = sorted(sites, key=_turn)
+        entered = [site.part in ("in", "heads") for site in places]
+        envoys = [self._envoys[self._place(site)] for site in places]
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+        logits, kept = _shown(self.traced, inputs, entered, envoys, remote)
+        shape = (*batch.ids.shape, -1)
+        found = {
+            site: first(given).reshape(shape).detach()
+            for site, given in zip(places, kept, strict=True)
+        }
+        return logits.detach(), found
+
     def _run(self, batch: Batch, sites: Iterable[Site], edits: Edits) -> Mapping[Site, Tensor]:
         """Run the blocks over `batch` with `edits` in place, and keep what passes `sites`."""
+        if self.absent:
+            raise DriftlensError(
+                "an nnsight model whose weights are loaded",
+                found="one that was not dispatched",
+                remedy="Load it with dispatch=True, or look by run_with_cache(…, remote=True).",
+            )
         wanted, seen = frozenset(sites), dict[Site, Tensor]()
-        places = sorted(wanted | frozenset(edits), key=lambda s: (s.layer, ORDER.index(s.part)))
+        places = sorted(wanted | frozenset(edits), key=_turn)
         envoys = [(site, self._envoys[self._place(site)]) for site in places]
         through, inputs = passing(batch, wanted, edits, seen), self._inputs(batch)
         # Only the blocks are run, and nothing is done to what they are given.
@@ -89,9 +131,25 @@ def _check(traced: Any) -> None:
             found=f"{len(traced._edits)} edits that stand in every trace",
             remedy="Call clear_edits() on it first.",
         )
-    if any(parameter.is_meta for parameter in traced._module.parameters()):
-        raise DriftlensError(
-            "an nnsight model whose weights are loaded",
-            found="one that was not dispatched",
-            remedy="Load it with dispatch=True.",
-        )
+
+
+def _turn(site: Site) -> tuple[int, int]:
+    """When a place is met in a pass."""
+    return site.layer, ORDER.index(site.part)
+
+
+def _shown(traced: Any, inputs: dict, entered: list, envoys: list, remote: bool | str) -> tuple:
+    """Logits, and what entered or left some modules.
+
+    The block below is sent away, so that nothing in it may be of ours.
+    """
+    import nnsight
+
+    with traced.trace(**inputs, remote=remote):
+        kept = []
+        for place in range(len(envoys)):
+            kept.append(envoys[place].input if entered[place] else envoys[place].output)
+        logits = traced.output.logits
+        nnsight.save(kept)
+        nnsight.save(logits)
+    return logits, kept

@@ -15,7 +15,7 @@ from driftlens.formulas.preferences import Answers
 from driftlens.formulas.quadrature import gauss
 from driftlens.packs import Pack
 
-from .explore import Filter, run_with_cache
+from .explore import Filter, PairCache, run_with_cache
 from .gradients import Gradients, Products, trainable
 from .hybrid import Hybrid, Slopes, hybrid, plain
 from .load import load_pair
@@ -57,13 +57,14 @@ class ModelPair:
         """Load both models; each may be a name, a folder or a live model.
 
         Args:
-            base: A hub id, a local folder, `demo:base`, or a live `transformers` model.
+            base: A hub id, a local folder, `demo:base`, a live `transformers` model, a live
+                `TransformerBridge` or nnsight model.
             aligned: The same, or the folder of a PEFT adapter, or a live `PeftModel`. An adapter
                 shares the base's weights and is never merged.
             **options: Those of `driftlens.models.load.load_pair`: `device`, `device_map`,
                 `base_device`, `aligned_device`, `dtype`, `allow_mixed_dtypes`, `revision`,
                 `aligned_revision`, `trust_remote_code`, `attn_implementation`,
-                `local_files_only`, `tokenizer`.
+                `local_files_only`, `tokenizer`, `backend`.
 
         Raises:
             LoadError: A model is missing, has no safetensors, or lacks weights.
@@ -77,8 +78,13 @@ class ModelPair:
         return cls.load(model, model, **options)
 
     def run_with_cache(
-        self, texts: Any, names_filter: Filter = None, *, logits: bool = True
-    ) -> Any:
+        self,
+        texts: Any,
+        names_filter: Filter = None,
+        *,
+        logits: bool = True,
+        remote: bool | str = False,
+    ) -> tuple[tuple[Tensor, Tensor] | None, PairCache]:
         """Both models' logits and activations of some texts, for looking at them by hand.
 
         Args:
@@ -86,6 +92,7 @@ class ModelPair:
             names_filter: Which sites to keep, by any of their names, or a function of
                 TransformerLens' names; None is all.
             logits: Whether to read out the logits too.
+            remote: Whether two nnsight models are to run on NDIF.
 
         Returns:
             [batch, token, vocab] logits of base and of aligned (None if not asked for), and a
@@ -95,7 +102,7 @@ class ModelPair:
         Raises:
             DriftlensError: No site has such a name, or the two tokenizers differ.
         """
-        return run_with_cache(self, texts, names_filter, logits=logits)
+        return run_with_cache(self, texts, names_filter, logits=logits, remote=remote)
 
     @property
     def depth(self) -> int:
