@@ -423,6 +423,35 @@ def test_an_unknown_back_end_is_refused_with_the_nearest(folders):
         ModelPair.load(folders("llama"), folders("llama"), backend="nnsigth")
 
 
+@pytest.mark.parametrize("name", ["1.out", "blocks.1.hook_resid_post", "model.layers.1"])
+def test_an_edit_may_be_placed_by_any_name(folders, name):
+    pair = ModelPair.alone(folders("llama"))
+    frame = next(pair.frames(nets.pack(nets.TEXTS), Wants(frozenset({"out"}), None)))
+    assert torch.equal(frame.base.at(name), frame.base.at(Site(1)))
+    assert torch.equal(frame.both(name)[1], frame.base.at(Site(1)))
+    one, other = (pair.base.trace(frame.base.batch, edits={s: doubled}) for s in (name, Site(1)))
+    assert torch.equal(one.predictors, other.predictors)
+    assert not torch.equal(one.predictors, frame.base.predictors)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_a_live_object_is_steered_as_its_net_would_be(folders, backend):
+    from driftlens.models import Add, Steer, steered
+
+    ours, mine = loaded(folders("llama"), "hooks"), LIVE[backend](folders("llama"))
+    steer = Steer(Add(np.linspace(-3, 3, 32), 5.0), 1)
+    ids = torch.tensor([[0, 30, 40, 50, 60, 31]])
+    model = ModelPair.alone(mine).base
+    with torch.no_grad():
+        plain = model.logits(ids)
+        with steered(ours, steer):
+            expected = ours.logits(ids)
+        with steered(mine, steer):
+            assert apart(expected, model.logits(ids)) < 1e-5
+        assert torch.equal(model.logits(ids), plain)
+    assert apart(expected, plain) > 1e-2
+
+
 def test_a_place_beyond_the_last_block_is_refused_with_the_nearest(folders):
     model = loaded(folders("llama"), "hooks")
     with pytest.raises(DriftlensError, match=r"one of the 3 blocks.*the last such is 2\.out"):

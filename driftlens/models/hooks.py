@@ -13,7 +13,7 @@ from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import gold
 
 from . import anatomy
-from .model import Edits, Trace, Wants, rows_of
+from .model import Edits, Named, Trace, Wants, rows_of
 from .placement import hindrance, home, whole
 from .sites import EMBED, Site, every
 from .tokens import Batch
@@ -95,15 +95,16 @@ class HookedModel:
         """Whether in every block stream in + attention + MLP = stream out."""
         return all(identity for _, _, identity in self._writers)
 
-    def trace(self, batch: Batch, wants: Wants = Wants(), edits: Edits | None = None) -> Trace:
+    def trace(self, batch: Batch, wants: Wants = Wants(), edits: Named | None = None) -> Trace:
         """Run `batch`, with `edits` in place, and return what `wants` asks for."""
         self._check(batch, wants)
+        edits = {Site.of(site): edit for site, edit in (edits or {}).items()}
         batch = batch.to(self.device)
         sites = set(self._sites(wants)) | {self._end}
         with self._as_found(frozen=wants.gradients), torch.set_grad_enabled(wants.gradients):
-            seen = self._run(batch, sites, edits or {})
+            seen = self._run(batch, sites, edits)
             last = seen[self._end]
-            predictors = self._predictors(batch, last, edits or {})
+            predictors = self._predictors(batch, last, edits)
             gradients: dict[Site, Tensor] = {}
             if wants.gradients:
                 total = gold(self.readout(predictors), batch.targets).sum()

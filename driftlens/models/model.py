@@ -18,6 +18,9 @@ LOGIT_BYTES = 2**26
 Edits = Mapping[Site, Callable[[Tensor], Tensor]]
 """What to put in place of a site's tensor: a patch, a steer and an ablation are all edits."""
 
+Named = Edits | Mapping[str, Callable[[Tensor], Tensor]]
+"""Edits whose sites may be called by any of their names."""
+
 
 @dataclass(frozen=True)
 class Wants:
@@ -67,9 +70,9 @@ class Trace:
     gradients: Mapping[Site, Tensor] = field(default_factory=dict)
     """For each site, the gradient of the row's scored log-likelihood by its activation."""
 
-    def at(self, site: Site) -> Tensor:
+    def at(self, site: Site | str) -> Tensor:
         """[unit, width] activations at the token that closes each unit, of all rows."""
-        stream = self.activations[site]
+        stream = self.activations[Site.of(site)]
         # A block may lie on another device than the ids.
         rows, tokens = (place.to(stream.device) for place in self.batch.closing)
         # Faster than indexing by both, to the same bits.

@@ -232,7 +232,7 @@ class Frame:
     base: Trace
     aligned: Trace
 
-    def both(self, site: Site) -> tuple[Tensor, Tensor]:
+    def both(self, site: Site | str) -> tuple[Tensor, Tensor]:
         """[unit, width] activations of base and of aligned, at the same places of the texts.
 
         Both stand where base reads its ids, wherever their blocks are.

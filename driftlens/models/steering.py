@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from driftlens.errors import DriftlensError
 
+from .backends import of_live
 from .hooks import HookedModel
 from .load import _is_peft
 from .model import Edits, Model
@@ -549,6 +550,8 @@ def _skipped(block: nn.Module) -> bool:
 def _hooked(model: Any) -> HookedModel:
     if isinstance(model, HookedModel):
         return model
+    if live := of_live(model):
+        return live
     net = model
     if _is_peft(model):
         if any(c.is_prompt_learning or c.is_adaption_prompt for c in model.peft_config.values()):
