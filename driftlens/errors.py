@@ -1,5 +1,7 @@
 """The errors that a caller can mend, each in three parts."""
 
+from typing import Self
+
 
 class DriftlensError(ValueError):
     """Something the caller can put right.
@@ -19,6 +21,11 @@ class DriftlensError(ValueError):
         super().__init__(f"expected {expected}, found {found}. {remedy}")
         self.found = found
         self.parts = expected, found, remedy
+
+    def at(self, where: str) -> Self:
+        """The same, and where it was found."""
+        expected, found, remedy = self.parts
+        return type(self)(f"{expected} {where}", found=found, remedy=remedy)
 
 
 class LoadError(DriftlensError):

@@ -11,6 +11,7 @@ import typer
 from driftlens import ranks
 from driftlens.errors import DriftlensError
 
+from . import series
 from .plan import plan
 from .probe import probe
 from .shared import (
@@ -138,6 +139,14 @@ def report(
     context: typer.Context,
     base: Base,
     aligned: Aligned,
+    later: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[LATER]...",
+            help="Models of later stages: each is compared with the one before it.",
+            show_default=False,
+        ),
+    ] = None,
     text: Text = None,
     pack: PackNames = None,
     out: Annotated[
@@ -189,7 +198,12 @@ def report(
 ) -> None:
     """Compare two models and write a report.
 
+    Of more than two, stages of one training in their order, each is compared with the one before
+    it and the last with the first, and the page says what each stage has of the whole.
+
     driftlens report demo:base demo:aligned
+
+    driftlens report demo:base demo:sft demo:aligned
 
     driftlens report org/base org/aligned --text held-out.jsonl --fail-on 'forgetting.loss_rise>0.1'
     """
@@ -198,12 +212,19 @@ def report(
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
     formats = formats_of(format)
-    out = out or Path("reports") / f"{slug(base)}-{slug(aligned)}"
+    out = out or (
+        series.place_of(series.named(context))
+        if later
+        else Path("reports") / f"{slug(base)}-{slug(aligned)}"
+    )
     try_out(out, overwrite or resume)
     partial = Partial(out, resume=resume)
     bounds = [Bound.of(text, reported()) for text in fail_on or []]
     packs = packs_of(text, pack, limit)
     check_given(bounds, packs)
+    if later:
+        series.reported(context, packs, bounds, partial, out, formats, rows, started)
+        return
     pair = pair_of(context)
     from driftlens import doctor, suite
     from driftlens import plan as planning

@@ -218,25 +218,29 @@ def within(file: str, name: str) -> str:
 
 def pair_of(context: typer.Context) -> "ModelPair":
     """The pair that a command was asked for, by the options that every such command has."""
-    import transformers
-
     from driftlens.models import ModelPair
 
     asked = context.params
+    with loading(asked) as options:
+        return ModelPair.load(asked["base"], asked["aligned"], **options)
+
+
+@contextmanager
+def loading(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What models are loaded with, by a command's options; what loading warns of is told."""
+    import transformers
+
     transformers.logging.set_verbosity_error()
     if asked["quiet"] or not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     with warnings.catch_warnings(record=True) as warned:
-        pair = ModelPair.load(
-            asked["base"],
-            asked["aligned"],
-            local_files_only=asked["offline"] or None,
+        yield {
+            "local_files_only": asked["offline"] or None,
             **{name: asked[name] for name in LOADING},
             **{name: asked[name] for name in PLACING if asked.get(name)},
-        )
+        }
     for warning in [] if asked["quiet"] else warned:
         typer.secho(f"warning: {warning.message}", err=True, fg="yellow")
-    return pair
 
 
 def model_of(context: typer.Context, model: str, base: str | None) -> "Model":
@@ -377,32 +381,30 @@ def record_of(
     started: datetime,
 ) -> dict[str, Any]:
     """Where a report came from."""
-    import platform
-
-    import numpy
-    import torch
-    import transformers
-
-    from driftlens import __version__
 
     def known(model: Any, given: str) -> dict[str, Any]:
         return {"given": given, "name": model.name, **getattr(model, "source", {})}
 
+    models = {"base": known(pair.base, base), "aligned": known(pair.aligned, aligned)}
+    return record(models, packs, seed, options, started)
+
+
+def record(
+    models: Mapping[str, Any],
+    packs: Sequence["Pack"],
+    seed: int,
+    options: Mapping[str, Any],
+    started: datetime,
+) -> dict[str, Any]:
+    """Where numbers came from, of models that are known."""
     return {
         "command": " ".join(["driftlens", *sys.argv[1:]]),
         "seed": seed,
         "options": options,
-        "versions": {
-            "driftlens": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-        },
+        "versions": versions(),
         "processes": ranks.size(),
         "started": started.isoformat(timespec="seconds"),
-        "models": {"base": known(pair.base, base), "aligned": known(pair.aligned, aligned)},
+        "models": models,
         "packs": [
             {
                 "name": pack.name,
@@ -413,6 +415,26 @@ def record_of(
             }
             for pack in packs
         ],
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a number may depend on besides what was asked."""
+    import platform
+
+    import numpy
+    import torch
+    import transformers
+
+    from driftlens import __version__
+
+    return {
+        "driftlens": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
@@ -502,13 +524,13 @@ def try_out(out: Path, overwrite: bool, names: Set[str] | None = None) -> None:
         overwrite: Whether an earlier one may be replaced.
         names: What it will hold; what a report does if None.
     """
-    from driftlens.report.report import FIGURES, PAGE, RECORD, SAFE, TABLES
+    from driftlens.report.report import WRITTEN
     from driftlens.results.store import staged
 
     class Undone(Exception):
         pass
 
-    names = {PAGE, RECORD, TABLES, FIGURES, SAFE} if names is None else names
+    names = WRITTEN if names is None else names
 
     def tried() -> None:
         with suppress(Undone), staged(out, names, overwrite=overwrite):

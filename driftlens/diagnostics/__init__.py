@@ -40,6 +40,7 @@ from .screen import Screen, ScreenResult
 from .selection import DirectionSelectionResult
 from .selective import SelectiveForgetting, SelectiveForgettingResult
 from .shapley import Interactions, InteractionsResult, Shapley, ShapleyResult
+from .stages import StageLayersResult, StagesResult, staged
 from .tax import TaxRateResult
 from .token_map import TokenMap, TokenMapResult
 from .tokens import TokenForgetting, TokenForgettingResult, TokenKinds, TokenKindsResult
@@ -101,6 +102,8 @@ __all__ = [
     "SelectiveForgettingResult",
     "Shapley",
     "ShapleyResult",
+    "StageLayersResult",
+    "StagesResult",
     "SteeringByLayerResult",
     "TaxRateResult",
     "TokenForgetting",
@@ -116,4 +119,5 @@ __all__ = [
     "WeightChangeResult",
     "WeightPath",
     "WeightPathResult",
+    "staged",
 ]

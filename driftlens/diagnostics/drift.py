@@ -16,7 +16,7 @@ from driftlens.metric import Metric
 from driftlens.models import EMBED, Frame, ModelPair, Site, Wants, every
 from driftlens.models.sites import Part
 from driftlens.models.tokens import Encoder
-from driftlens.results import Result, column, fact, figures, shown
+from driftlens.results import Estimate, Result, column, fact, figures, shown
 
 PARTS: tuple[Part, ...] = ("attn", "mlp", "out")
 SHARE = 0.05
@@ -122,6 +122,16 @@ delta cosine = mean cosine of what attention or MLP adds with the stream that en
         "procrustes",
     )
     """What is 0 for a model and itself, and so has a noise floor."""
+    layered: ClassVar[str] = "relative_l2"
+
+    def of_layers(self) -> dict[str, Estimate]:
+        """How far the stream moved, relative to its length, with its interval."""
+        return {
+            self.site[row].removesuffix(".out"): Estimate(
+                *(float(of[row]) for of in (self.relative_l2, self.low, self.high))
+            )
+            for row in self._stream()
+        }
 
     def summary(self) -> str:
         """Where the stream moved most, and where it first moved."""

@@ -73,6 +73,7 @@ is the loss on the text's own tokens, at every boundary, and each net has its up
         "late",
         "interaction",
     )
+    adds: ClassVar[tuple[str, ...]] = ("total",)
 
     def summary(self) -> str:
         """The largest interaction and what it means."""

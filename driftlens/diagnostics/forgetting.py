@@ -1,5 +1,6 @@
 """What the aligned model has lost on texts that the base model could predict."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -106,6 +107,9 @@ documents of one group are drawn together.
         "kl_aligned_base",
         "rise",
     )
+
+    adds: ClassVar[tuple[str, ...]] = ("loss_rise", "bits_per_byte_rise", "characters_rise")
+    levels: ClassVar[Mapping[str, str]] = {"loss": "loss_rise", "entropy": ""}
 
     def summary(self) -> str:
         """The rise with its interval, and the share of tokens that got worse."""

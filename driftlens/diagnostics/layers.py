@@ -69,6 +69,13 @@ telescoping sum.
     """[row] `mean_share` over the total; NaN where nothing was lost."""
 
     near_zero: ClassVar[tuple[str, ...]] = ("total", "share", "share_backward", "mean_share")
+    adds: ClassVar[tuple[str, ...]] = ("total",)
+    layered: ClassVar[str] = "mean_share"
+    divides: ClassVar[bool] = True
+
+    def of_layers(self) -> dict[str, Estimate]:
+        """The mean of both orders, by stage of the net."""
+        return dict(zip(self.stage, map(Estimate, self.mean_share.tolist()), strict=True))
 
     def summary(self) -> str:
         """The place of most of the rise, and what the sum leaves."""

@@ -1,6 +1,6 @@
 """What each layer of both models believes, and whether it survives negation."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha256
@@ -140,6 +140,8 @@ verdict: none (p ≥ .05), inverted (mean PC below 0), strong (ESA from .75), or
     """How statements were answered."""
 
     near_zero: ClassVar[tuple[str, ...]] = ("change", "pc_change", "ci_change")
+    # `change` is at the peak of each pair's own base, which is another block in another stage.
+    levels: ClassVar[Mapping[str, str]] = {"esa": ""}
 
     def at(self, model: str, layer: int) -> dict[str, Any]:
         """The row of a model's block, by column."""

@@ -90,6 +90,7 @@ Sources: deletion curves and their area (Petsiuk, Das & Saenko 2018, "RISE"), su
     """How many random orders there were."""
 
     near_zero: ClassVar[tuple[str, ...]] = ("total", "rise")
+    adds: ClassVar[tuple[str, ...]] = ("total",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

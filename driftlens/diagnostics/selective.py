@@ -1,6 +1,6 @@
 """Whether stereotypes were forgotten, or language."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import ClassVar
@@ -124,6 +124,8 @@ Intervals: 95 % bootstrap over groups.
         "log_odds_forgotten",
         "overall_forgetting",
     )
+    adds: ClassVar[tuple[str, ...]] = ("overall_forgetting", *near_zero[:-1])
+    levels: ClassVar[Mapping[str, str]] = dict.fromkeys(SCORES, "")
 
     def summary(self) -> str:
         """The parts, and the stereotype score before and after."""

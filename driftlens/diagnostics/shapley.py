@@ -72,6 +72,8 @@ calculation of the Shapley value based on sampling"; Mitchell, Cooper, Frank & H
     """Nets that were neither base nor aligned and were run."""
 
     near_zero: ClassVar[tuple[str, ...]] = ("total", "share")
+    layered: ClassVar[str] = "share"
+    divides: ClassVar[bool] = True
 
     def summary(self) -> str:
         """The largest share, and how sure the division is."""
@@ -316,6 +318,7 @@ players in cooperative games".
         "from_aligned",
         "from_base",
     )
+    adds: ClassVar[tuple[str, ...]] = ("total",)
 
     def summary(self) -> str:
         """The pair that interacts most, and which way."""

@@ -204,6 +204,7 @@ rise. Intervals: 95 % bootstrap over documents.
     """[row] part of the whole rise; NaN where there is none."""
 
     near_zero: ClassVar[tuple[str, ...]] = ("total", "rise")
+    adds: ClassVar[tuple[str, ...]] = ("total",)
 
     def summary(self) -> str:
         """The kind that lost most a token, and those that carry most of the loss."""

@@ -6,7 +6,7 @@ The curves are measured elsewhere, by `driftlens.sweeps`; here they are fitted, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -295,6 +295,16 @@ much behaviour at no less capability.
     """Of the direction's norm, the largest of the blocks that are pushed."""
     elsewhere: tuple[str, ...] = fact(default=())
     """What other capabilities are before and at the sweet spot."""
+
+    sided: ClassVar[tuple[str, ...]] = (
+        "slope",
+        "curvature",
+        "sweet_spot",
+        "gain",
+        "cost",
+        "behaviour_still",
+        "capability_still",
+    )
 
     @property
     def title(self) -> str:  # type: ignore[override]

@@ -110,6 +110,8 @@ Aumann & Shapley (1974) for the division.
     """The loss there."""
 
     near_zero: ClassVar[tuple[str, ...]] = ("total", "unexplained", "share")
+    layered: ClassVar[str] = "share"
+    divides: ClassVar[bool] = True
 
     def summary(self) -> str:
         """The largest share, and how well the shares add up."""
@@ -362,6 +364,7 @@ what an attention's query, key and value maps do, they do at the token that they
     """Gauss nodes of the integral."""
 
     near_zero: ClassVar[tuple[str, ...]] = ("total",)
+    adds: ClassVar[tuple[str, ...]] = ("total",)
 
     def summary(self) -> str:
         """The token at which most of the damage is done, and where."""

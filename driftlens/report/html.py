@@ -115,6 +115,7 @@ def page(
         troubles=[check for check in report.checks if check.status == "fail"],
         packs=[(pack, list(group)) for pack, group in groupby(sections, _pack)],
         run=report.run,
+        pages=list(_pages(report.run or {})),
     )
 
 
@@ -148,6 +149,17 @@ def _key_figure(result: Result, name: str, estimate: Estimate) -> KeyFigure:
     times = f"{multiple(abs(number) / floor)} the noise floor" if known else ""
     against = f"below the noise floor of {shown(floor, 2)}" if below else times
     return KeyFigure(name.replace("_", " "), str(estimate), result.unit(name), against, below)
+
+
+NEIGHBOUR = re.compile(r"(\.\./\.\.|stages/[\w-]+)/index\.html")
+"""Pages that may be linked: those that were written with this one."""
+
+
+def _pages(run: Any) -> Iterator[tuple[str, str]]:
+    """What a link says and where it leads, for each page of a series beside this one."""
+    for said in run.get("pages") or ():
+        if NEIGHBOUR.fullmatch(str(said.get("page"))):
+            yield str(said["title"]), str(said["page"])
 
 
 def _pack(section: Section) -> str:

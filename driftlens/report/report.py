@@ -29,6 +29,12 @@ PAGE, RECORD, TABLES, FIGURES = "index.html", "results.json", "tables", "figures
 SAFE = "safe.jsonl"
 """The examples that a check found nothing against."""
 
+STAGES = "stages"
+"""Where the reports of a series' stages lie."""
+
+WRITTEN = frozenset({PAGE, RECORD, TABLES, FIGURES, SAFE, STAGES})
+"""Everything that a report's folder may hold."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -71,6 +77,7 @@ class Report:
         overwrite: bool = False,
         formats: Collection[str] = FORMATS,
         safe: Sequence[Mapping[str, Any]] | None = None,
+        stages: Mapping[str, "Report"] | None = None,
     ) -> Path:
         """Write the report, whole or not at all; return its page, or its record without one.
 
@@ -79,6 +86,7 @@ class Report:
             overwrite: Whether to replace an earlier report.
             formats: Which of html, json, parquet and figures to write.
             safe: Records to write beside it, one a line.
+            stages: Reports to write beneath it, by the names of their folders.
         """
         if not formats or not set(formats) <= set(FORMATS):
             raise DriftlensError(
@@ -86,20 +94,26 @@ class Report:
                 found=", ".join(formats) or "none",
                 remedy="Leave --format out to write them all.",
             )
-        with staged(folder, {PAGE, RECORD, TABLES, FIGURES, SAFE}, overwrite=overwrite) as draft:
+        with staged(folder, WRITTEN, overwrite=overwrite) as draft:
             if safe is not None:
                 lines = (json.dumps(record, ensure_ascii=False, default=str) for record in safe)
                 put(draft / SAFE, "".join(f"{line}\n" for line in lines).encode())
-            drawings = ["" for _ in self.results]
-            if {"html", "figures"} & set(formats):
-                drawings = self._draw(draft if "figures" in formats else None)
-            tables = self._tables(draft) if "parquet" in formats else [None for _ in self.results]
-            if "html" in formats:
-                put(draft / PAGE, page(self, self.names(), drawings, tables).encode())
-            if "json" in formats:
-                drawn = drawings if "figures" in formats else ["" for _ in self.results]
-                write_json(self._record(tables, drawn), draft / RECORD)
+            self._fill(draft, formats)
+            for name, report in (stages or {}).items():
+                (draft / STAGES / name).mkdir(parents=True)
+                report._fill(draft / STAGES / name, formats)
         return Path(folder) / (PAGE if "html" in formats else RECORD)
+
+    def _fill(self, draft: Path, formats: Collection[str]) -> None:
+        drawings = ["" for _ in self.results]
+        if {"html", "figures"} & set(formats):
+            drawings = self._draw(draft if "figures" in formats else None)
+        tables = self._tables(draft) if "parquet" in formats else [None for _ in self.results]
+        if "html" in formats:
+            put(draft / PAGE, page(self, self.names(), drawings, tables).encode())
+        if "json" in formats:
+            drawn = drawings if "figures" in formats else ["" for _ in self.results]
+            write_json(self._record(tables, drawn), draft / RECORD)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Report":
@@ -151,8 +165,13 @@ class Report:
 
 
 def render(folder: str | Path) -> Path:
-    """Draw the page of a written report again, and its figures if it has any; return the page."""
+    """Draw the page of a written report again, and its figures if it has any; return the page.
+
+    The pages of its stages, if it has any, are drawn again too.
+    """
     folder = Path(folder)
+    for stage in sorted(folder.glob(f"{STAGES}/*/{RECORD}")):
+        render(stage.parent)
     record = _read_record(folder)
     report = Report._of(record, folder)
     with writable(folder):

@@ -1,6 +1,7 @@
 """A rise in loss as it is divided among the pieces of the weights."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,18 @@ class Divided(Result):
     """[row] `embed`, number of the block, or `head`."""
     component: np.ndarray = column()
     """[row] `all`, or which part of the layer."""
+
+    adds: ClassVar[tuple[str, ...]] = ("total",)
+
+    def of_layers(self) -> dict[str, Estimate]:
+        """What all components of a layer have together, where there is a column that says it."""
+        if not self.layered:
+            return {}
+        parts, layers = getattr(self, self.layered), self.layer.tolist()
+        return {
+            layer: Estimate(float(parts[self.layer == layer].sum()))
+            for layer in dict.fromkeys(layers)
+        }
 
     def __post_init__(self) -> None:
         super().__post_init__()

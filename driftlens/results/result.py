@@ -77,6 +77,24 @@ class Result:
     how: ClassVar[str] = ""
     """How it was measured: paragraphs of plain text, with the formula and its source."""
 
+    adds: ClassVar[tuple[str, ...]] = ()
+    """Values that are what aligned has of something less what base has of it on the same tokens:
+    those of one stage of training after another add up to those of the whole. Of the first, more
+    is worse."""
+
+    levels: ClassVar[Mapping[str, str]] = {}
+    """What `base_…` and `aligned_…` values say of either model alone, by name, with the value
+    that is their difference, or nothing."""
+
+    sided: ClassVar[tuple[str, ...]] = ()
+    """Values that speak of the one model that the fact `model` names."""
+
+    layered: ClassVar[str] = ""
+    """The column from which `of_layers` tells what each layer has."""
+
+    divides: ClassVar[bool] = False
+    """Whether what `of_layers` tells adds up, over the layers, to the rise in loss."""
+
     pack: str = field(default="", kw_only=True)
     """Name of the pack it was measured on."""
 
@@ -164,6 +182,10 @@ class Result:
         """A fragment of the page's first sentence, or nothing."""
         return ""
 
+    def of_layers(self) -> Mapping[str, Estimate]:
+        """What each layer has, by `embed`, number of the block, or `head`; nothing by default."""
+        return {}
+
     def views(self) -> Sequence[TextView]:
         """Texts with their tokens coloured by a value."""
         return ()
@@ -202,7 +224,8 @@ class Result:
 
     def label(self, name: str) -> str:
         """A field's name and unit, as an axis of a figure shows them."""
-        words, unit = name.replace("_", " "), self.units().get(name) or self.unit(name)
+        units = self.units()
+        words, unit = name.replace("_", " "), units[name] if name in units else self.unit(name)
         return f"{words} [{unit}]" if unit else words
 
     def above_floor(self, name: str) -> Any:
