@@ -25,7 +25,9 @@ class DriftlensError(ValueError):
     def at(self, where: str) -> Self:
         """The same, and where it was found."""
         expected, found, remedy = self.parts
-        return type(self)(f"{expected} {where}", found=found, remedy=remedy)
+        same = type(self)(f"{expected} {where}", found=found, remedy=remedy)
+        same.exit_code = self.exit_code
+        return same
 
 
 class LoadError(DriftlensError):
