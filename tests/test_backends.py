@@ -198,6 +198,28 @@ def test_a_live_object_is_used_as_it_is_and_left_so(folders, backend):
     assert torch.equal(again.predictors, other.predictors)
 
 
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_live_object_is_known_by_the_weights_that_a_folder_has(folders, family, backend):
+    folder = folders(family)
+    mine, ours = (ModelPair.alone(m).base.source for m in (LIVE[backend](folder), folder))
+    assert mine["sha256"] == ours["sha256"]
+    assert mine["parameters"] == ours["parameters"]
+
+
+def test_a_net_that_nnsight_wraps_without_a_tokenizer_is_given_its_own(folders):
+    from nnsight import NNsight
+
+    folder = folders("llama")
+    net = ModelPair.alone(folder).base.net
+    model = ModelPair.load(folder, NNsight(net)).aligned
+    assert model.backend == "nnsight"
+    assert model.tokenizer("A bell")["input_ids"]
+    net.config.name_or_path = ""
+    with pytest.raises(DriftlensError, match="the tokenizer of a live model"):
+        ModelPair.alone(NNsight(net))
+
+
 def fail(_):
     raise ZeroDivisionError
 

@@ -146,9 +146,12 @@ def _load(model: object, tokenizer: object, revision: str | None, hub: dict, how
     if hasattr(model, "trace") and hasattr(model, "readout"):
         return model  # type: ignore[return-value]
     if live := backends.of_live(model, tokenizer):
-        absent = getattr(live, "absent", False)
-        source = _source(live.net, "" if absent else fingerprint(live.weights))
-        live.source = {**source, "backend": live.backend}
+        live.tokenizer = _live_tokenizer(live.net, live.tokenizer, hub)
+        weights, absent = live.weights, getattr(live, "absent", False)
+        source = _source(live.net, "" if absent else fingerprint(weights))
+        # A bridge keeps views of some weights beside them.
+        counted = {"parameters": sum(weight.numel() for weight in weights.values())}
+        live.source = {**source, **counted, "backend": live.backend}
         return live
     if _is_peft(model):
         raise DriftlensError(

@@ -40,7 +40,8 @@ class TracedModel(HookedModel):
 
     def __init__(self, traced: Any, tokenizer: Any = None, **named: Any) -> None:
         _check(traced)
-        super().__init__(traced._module, tokenizer or traced.tokenizer, **named)
+        own = tokenizer or vars(traced).get("tokenizer")
+        super().__init__(traced._module, own, **named)
         self.traced = traced
 
     @property
