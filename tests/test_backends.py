@@ -422,6 +422,14 @@ def test_a_cache_has_the_names_of_transformer_lens(folders):
     assert torch.equal(added, cache.aligned["2.out"] - cache.base["2.out"])
 
 
+def test_two_tokenizers_that_cut_a_text_otherwise_are_refused_by_hand(folders):
+    mine = live_bridge(folders("llama"))
+    pair = ModelPair.load(mine, folders("llama", 1))
+    pair.aligned.tokenizer = nets.tokenizer(bos=False)
+    with pytest.raises(DriftlensError, match="two tokenizers that cut these texts alike"):
+        pair.run_with_cache("A bell")
+
+
 def test_a_filter_keeps_what_it_names(folders):
     pair = ModelPair.alone(folders("llama"))
     ids = torch.tensor([0, 30, 40])

@@ -11,7 +11,7 @@ from driftlens.errors import DriftlensError
 
 from .model import Model, Wants
 from .sites import HOOKS, Part, Site, unknown
-from .tokens import Batch, alike
+from .tokens import Batch
 
 if TYPE_CHECKING:
     from .pair import ModelPair
@@ -105,7 +105,7 @@ def run_with_cache(
         [batch, token, vocab] logits of base and of aligned, or None; and the cache.
 
     Raises:
-        DriftlensError: No site has such a name, the two tokenizers differ, or a model cannot run
+        DriftlensError: No site has such a name, the two tokenizers cut a text otherwise, or a model cannot run
             remotely.
     """
     batch = _batch(pair, texts)
@@ -163,14 +163,15 @@ def _batch(pair: "ModelPair", texts: str | Sequence[str] | Tensor) -> Batch:
     if isinstance(texts, Tensor):
         ids = texts if texts.ndim == 2 else texts[None]
         return _whole(ids, torch.ones_like(ids, dtype=torch.bool))
-    if not alike(pair.base.tokenizer, pair.aligned.tokenizer):
+    texts = [texts] if isinstance(texts, str) else texts
+    ours, theirs = ([m.tokenizer(t)["input_ids"] for t in texts] for m in (pair.base, pair.aligned))
+    if ours != theirs:
         raise DriftlensError(
-            "one tokenizer for both models, to show both the same tokens",
-            found=f"those of {pair.base.name} and {pair.aligned.name}",
+            "two tokenizers that cut these texts alike, to show both models the same tokens",
+            found=f"those of {pair.base.name} and {pair.aligned.name}, which do not",
             remedy="Give token ids, or use frames(), which finds the same places of the texts.",
         )
-    texts = [texts] if isinstance(texts, str) else texts
-    rows = [torch.tensor(pair.base.tokenizer(text)["input_ids"]) for text in texts]
+    rows = [torch.tensor(row) for row in ours]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return _whole(ids, torch.arange(ids.shape[1]) < lengths[:, None])
