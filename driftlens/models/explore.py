@@ -105,8 +105,8 @@ def run_with_cache(
         [batch, token, vocab] logits of base and of aligned, or None; and the cache.
 
     Raises:
-        DriftlensError: No site has such a name, the two tokenizers cut a text otherwise, or a model cannot run
-            remotely.
+        DriftlensError: No site has such a name, the two tokenizers cut a text otherwise, or a
+            model cannot run remotely.
     """
     batch = _batch(pair, texts)
     sites = _sites(pair.base, names_filter)
