@@ -240,3 +240,32 @@ def test_a_cpu_with_little_memory_left_is_given_less(monkeypatch):
 def test_what_this_machine_has_left_is_less_than_what_it_has():
     cpu = torch.device("cpu")
     assert 0 < budget.available(cpu) <= budget.capacity(cpu)
+
+
+# Logits, a few rows at a time
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_no_more_logits_are_held_than_there_is_room_for_and_nothing_else_changes(rows, monkeypatch):
+    pair = nets.pair("llama")
+    encoder = pair.encoder(PACK)
+    batch = encoder.encode(encoder.plan[:6])[0]
+    wants = Wants(frozenset({"out"}), None, gradients=True)
+    plain = pair.base.trace(batch, wants)
+    assert len(plain.predictors) > 40
+    monkeypatch.setattr("driftlens.models.model.LOGIT_BYTES", rows * 4 * nets.WORDS)
+    readout, seen = HookedModel.readout, []
+
+    def listening(self, stream, room=None):
+        seen.append(len(stream))
+        return readout(self, stream, room)
+
+    monkeypatch.setattr(HookedModel, "readout", listening)
+    found = pair.base.trace(batch, wants)
+    assert max(seen) == min(rows, len(plain.predictors))
+    for site, gradient in plain.gradients.items():
+        # Products of other shapes round otherwise in float32.
+        torch.testing.assert_close(found.gradients[site], gradient, rtol=1e-4, atol=1e-5)
+    seen.clear()
+    measure(pair, PACK, [Forgetting()], rows=6)
+    assert max(seen) <= max(1, rows)

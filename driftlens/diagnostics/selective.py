@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from driftlens.formulas.divergence import gold
 from driftlens.formulas.intervals import bootstrap
 from driftlens.formulas.stereotype import (
     crows_pairs,
@@ -20,6 +19,7 @@ from driftlens.formulas.stereotype import (
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric
 from driftlens.models import Frame, Model, ModelPair, Trace
+from driftlens.models.model import likelihoods
 from driftlens.models.tokens import Encoder
 from driftlens.packs import ROLES, SIDES, Example
 from driftlens.results import Estimate, Result, column, fact, figures, value
@@ -251,7 +251,7 @@ class SelectiveForgetting(Metric[SelectiveForgettingResult]):
         batch = trace.batch.to("cpu").without(rows, tokens, ends[rows])
         predictors = model.trace(batch).predictors
         targets = batch.targets.to(predictors.device)
-        found[chosen] = gold(model.readout(predictors), targets).exp().double().cpu()
+        found[chosen] = likelihoods(model, predictors, targets).exp().double().cpu()
         return found
 
     def compute(self) -> SelectiveForgettingResult:

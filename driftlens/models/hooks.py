@@ -107,10 +107,9 @@ class HookedModel:
             predictors = self._predictors(batch, last, edits)
             gradients: dict[Site, Tensor] = {}
             if wants.gradients:
-                total = gold(self.readout(predictors), batch.targets).sum()
-                gradients = dict(
-                    zip(seen, torch.autograd.grad(total, list(seen.values())), strict=True)
-                )
+                by = self._upstream(predictors, batch.targets)
+                found = torch.autograd.grad(predictors, list(seen.values()), by)
+                gradients = dict(zip(seen, found, strict=True))
         return Trace(
             batch,
             last.detach().to(self.device),
@@ -118,6 +117,17 @@ class HookedModel:
             {site: tensor.detach() for site, tensor in seen.items()},
             gradients,
         )
+
+    def _upstream(self, predictors: Tensor, targets: Tensor) -> Tensor:
+        """[scored token, width] gradient of their likelihoods by the predictors.
+
+        The logits of a few are held at a time, and never those of all.
+        """
+        rows, found = rows_of(self.vocabulary), [torch.zeros_like(predictors[:0])]
+        for some, ids in zip(predictors.split(rows), targets.split(rows), strict=True):
+            stream = some.detach().requires_grad_()
+            found += torch.autograd.grad(gold(self.readout(stream), ids).sum(), [stream])
+        return torch.cat(found)
 
     def resume(
         self,
