@@ -330,6 +330,7 @@ def traces(
     dtype: str,
     groups: Sequence[Group],
     share: float = 1.0,
+    read_out: bool = True,
 ) -> dict[str, int]:
     """Bytes of what a batch of so many tokens takes besides weights, by name.
 
@@ -340,30 +341,47 @@ def traces(
         dtype: What the models compute in.
         groups: Sites compared in each showing; the largest counts.
         share: Part of the tokens that CKA looks at.
+        read_out: Whether layers are read out too.
     """
     size, d = _bytes(dtype), shape.width
     layers = shape.depth if wants.layers is None else len(wants.layers)
     seen = 1 + layers * len(wants.parts - {"in"})
     compared = max((len(group.compared) for group in groups), default=0)
     twice = max((len(group.compared) + len(group.with_first) for group in groups), default=0)
-    rows = share * tokens
     # A batch of fewer rows than are summed at once makes no sums of its own: its rows wait.
+    rows = share * tokens
     own = rows >= CrossMoments.TOGETHER
-    waiting = min(CrossMoments.TOGETHER, rows) if own else CrossMoments.TOGETHER + rows
-    return {
+    waiting = rows if own else compared * (CrossMoments.TOGETHER + rows)
+    held = {
         "activations of both models": 2 * tokens * seen * d * size,
-        "a block at work": tokens * (shape.features + 4 * d) * size,
-        "differences of a site": 9 * tokens * d * 4,
-        "logits": logits(shape),
         "sums of CKA": twice * sums_bytes(d),
-        "sums of a batch": compared * sums_bytes(d) * own,
-        "rows that wait": int(2 * compared * waiting * d * 4),
     }
+    apart = {
+        "sums of a batch": compared * sums_bytes(d) * own,
+        "rows that wait": waiting * 2 * d * 4,
+    }
+    # One after the other: the larger one is the peak.
+    phases: list[dict[str, float]] = [
+        {"a block at work": tokens * (shape.features + 4 * d) * size},
+        {**apart, "differences of a site": 9 * tokens * d * 4},
+        {**apart, "logits": logits(shape, tokens, read_out)},
+    ]
+    peak = max(phases, key=lambda phase: sum(phase.values()))
+    return held | {name: int(bytes_) for name, bytes_ in peak.items()}
 
 
-def logits(shape: Shape) -> int:
-    """Bytes of the logits in hand, of both models: as many rows as have room, one at least."""
-    return max(3 * LOGIT_BYTES, 3 * 4 * 2 * shape.vocabulary)
+def logits(shape: Shape, tokens: int, read_out: bool = True) -> int:
+    """Bytes of the logits in hand, as many rows as have room, and one at least.
+
+    Args:
+        shape: The models'.
+        tokens: Rows that there are.
+        read_out: Whether layers are read out too, in three ways at once and beside both ends.
+    """
+    both = 4 * 2 * shape.vocabulary
+    found = max(both, min(LOGIT_BYTES, both * tokens))
+    layers = 4 * 5 * max(shape.vocabulary, min(lens.ENTRIES, tokens * shape.vocabulary))
+    return max(found, layers) if read_out else found
 
 
 def gradients(shape: Shape, tokens: int, dtype: str) -> dict[str, int]:
@@ -372,7 +390,7 @@ def gradients(shape: Shape, tokens: int, dtype: str) -> dict[str, int]:
     # What a block keeps for the way back: what its maps gave, twice for what they were mixed to,
     # and its streams before and after each norm.
     kept = tokens * shape.depth * (2 * shape.features + 6 * shape.width) * size
-    return {"the graph of gradients": kept, "logits": logits(shape)}
+    return {"the graph of gradients": kept, "logits": logits(shape, tokens)}
 
 
 def host(shape: Shape, work: Work) -> dict[str, int]:
