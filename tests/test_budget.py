@@ -94,6 +94,26 @@ def test_a_sweep_that_was_kept_half_way_goes_on_where_it_was():
     assert same(other.compute(), first.compute())
 
 
+def test_two_processes_that_share_every_showing_find_what_one_finds():
+    pair = nets.pair("llama")
+    encoder = pair.encoder(PACK)
+    whole = measure(pair, PACK, [Drift()], rows=4)[0]
+    one = Drift(every_site=True, room=4 * sums_bytes(pair.width))
+    one.begin(pair, encoder)
+    while True:
+        shares = [one.empty(), one.empty()]
+        for number, windows in enumerate(encoder.batches(0, 4)):
+            shares[number % 2].update(pair.frame(encoder, windows, one.wants))
+        for share in shares:
+            one.merge(one.empty().restore(share.state()))
+        if not one.again():
+            break
+    found = one.compute()
+    for name in ("relative_l2", "cka", "procrustes", "cka_with_first", "delta_cosine_base"):
+        # Products in float32 are formed of other rows together.
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+
+
 def test_a_long_run_does_not_show_its_texts_again_unless_asked(monkeypatch):
     pair = nets.pair("llama")
     monkeypatch.setattr(drift, "FREE", 0.0)
