@@ -15,7 +15,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from .errors import DriftlensError, LoadError
-from .results.store import put, writable, write_json
+from .results.store import put, writable
 
 MANIFEST = "manifest.json"
 
@@ -68,17 +68,27 @@ class ShardWriter:
         self._record: dict[str, Any] = {
             "holds": "driftlens shards",
             "format": FORMAT,
-            "about": json.loads(json.dumps(about)),
+            "about": json.loads(json.dumps(about, allow_nan=False)),
             "finished": False,
             "shards": {},
             "beside": {},
         }
+        self._lines: dict[str, str] = {}
         with writable(self.folder):
             if resume:
                 self._take_up()
             else:
                 self._begin(overwrite)
             self._sweep()
+
+    @staticmethod
+    def try_out(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Raise what a writer there would raise, before anything is made; nothing is written."""
+        folder = Path(folder).resolve()
+        if resume:
+            _refuse_none(folder)
+        else:
+            _refuse(folder, overwrite)
 
     @property
     def done(self) -> set[str]:
@@ -154,13 +164,28 @@ class ShardWriter:
             self._keep()
         except OSError:
             del self._record[among][key]
+            self._lines.pop(key, None)
             (self.folder / known.get("file", key)).unlink(missing_ok=True)
             raise
 
     def _keep(self) -> None:
         shards = self._record["shards"]
         self._record["shards"] = {key: shards[key] for key in sorted(shards)}
-        write_json(self._record, self.folder / MANIFEST)
+        put(self.folder / MANIFEST, self._text().encode())
+
+    def _text(self) -> str:
+        """The manifest, a line for each shard."""
+        for key in self._record["shards"]:
+            # Written at every shard: what was told of the others is not told anew.
+            if key not in self._lines:
+                self._lines[key] = f"{json.dumps(key)}: {json.dumps(self._record['shards'][key])}"
+        lines = ",\n".join(self._lines[key] for key in self._record["shards"])
+        whole = (
+            f"{json.dumps(name)}: {json.dumps(of)}"
+            for name, of in self._record.items()
+            if name != "shards"
+        )
+        return "{\n" + ",\n".join([*whole, f'"shards": {{\n{lines}\n}}']) + "\n}\n"
 
     def _begin(self, overwrite: bool) -> None:
         _refuse(self.folder, overwrite)
@@ -177,12 +202,7 @@ class ShardWriter:
 
     def _take_up(self) -> None:
         """Go on with what is there; a shard whose file is gone or cut short is made again."""
-        if not (self.folder / MANIFEST).exists():
-            raise DriftlensError(
-                "an unfinished store to resume",
-                found=f"none at {self.folder}",
-                remedy="Leave out --resume to begin one.",
-            )
+        _refuse_none(self.folder)
         kept = _manifest(self.folder)
         _refuse_another(self.folder, kept["about"], self._record["about"])
         for name in ("shards", "beside"):
@@ -364,6 +384,16 @@ def _refuse_another(folder: Path, kept: Any, asked: Any) -> None:
             f"what the store at {folder} was made from",
             found="something else: " + ", ".join(found),
             remedy="Ask for the same as then, or write another store.",
+        )
+
+
+def _refuse_none(folder: Path) -> None:
+    """Raise if there is nothing to go on with."""
+    if not (folder / MANIFEST).exists():
+        raise DriftlensError(
+            "an unfinished store to resume",
+            found=f"none at {folder}",
+            remedy="Leave out --resume to begin one.",
         )
 
 
