@@ -341,6 +341,9 @@ class HookedModel:
     def _masked(self, batch: Batch, edits: Edits) -> Iterator[Tensor]:
         """Predictors of a masked model: each scored token is masked in a copy of its row."""
         rows, tokens = batch.target
+        if not len(rows):
+            # Split, it would still be one part, of no rows, which nets cannot read.
+            return
         size = max(1, batch.ids.shape[0])
         for some_rows, some in zip(rows.split(size), tokens.split(size), strict=True):
             ids = batch.ids[some_rows].clone()
