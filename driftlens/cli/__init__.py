@@ -12,6 +12,7 @@ from driftlens import ranks
 from driftlens.errors import DriftlensError
 
 from . import series
+from .capture import capture
 from .plan import plan
 from .probe import probe
 from .shared import (
@@ -600,5 +601,6 @@ def packs() -> None:
 
 
 app.command()(told()(plan))
+app.command()(capture)
 app.add_typer(probe, name="probe")
 app.add_typer(steer, name="steer")

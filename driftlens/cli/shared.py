@@ -188,7 +188,19 @@ def packs_of(
     text: Sequence[str] | None, names: Sequence[str] | None, limit: int | None
 ) -> list["Pack"]:
     """What is to be shown: the files and packs that are named, or the usual packs."""
-    from driftlens.packs import STANDARD, Pack, refuse_others, shipped
+    from driftlens.packs import STANDARD, refuse_others, shipped
+
+    usual = [] if text or names else [str(shipped() / name) for name in STANDARD]
+    found = packs_named(text, names or usual, limit)
+    refuse_others(found)
+    return found
+
+
+def packs_named(
+    text: Sequence[str] | None, names: Sequence[str] | None, limit: int | None
+) -> list["Pack"]:
+    """The files and packs that are named, of any kind."""
+    from driftlens.packs import Pack
 
     # Files of one name in different folders are told apart by their folders.
     stems = [Path(file).name for file in text or ()]
@@ -196,10 +208,7 @@ def packs_of(
         pack if stems.count(Path(file).name) == 1 else replace(pack, name=within(file, pack.name))
         for file, pack in zip(text or (), map(Pack.read, text or ()), strict=True)
     ]
-    asked = [*texts, *map(Pack.load, names or ())]
-    found = [
-        pack.limit(limit) for pack in asked or (Pack.load(shipped() / name) for name in STANDARD)
-    ]
+    found = [pack.limit(limit) for pack in (*texts, *map(Pack.load, names or ()))]
     twice = {pack.name for pack in found if sum(p.name == pack.name for p in found) > 1}
     if twice:
         raise DriftlensError(
@@ -207,7 +216,6 @@ def packs_of(
             found=f"{', '.join(sorted(twice))} more than once",
             remedy="Rename a file or leave one out.",
         )
-    refuse_others(found)
     return found
 
 
