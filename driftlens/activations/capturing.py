@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.metric import out_of_memory
+from driftlens.budget import out_of_memory
 from driftlens.models import Model, ModelPair, Site
 from driftlens.models.tokens import Window
 from driftlens.packs import Pack

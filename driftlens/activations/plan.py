@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from driftlens.errors import DriftlensError
-from driftlens.metric import affordable
+from driftlens.budget import affordable
 from driftlens.models import EMBED, Model, ModelPair, Site, Wants
 from driftlens.models.tokens import Encoder, Window
 from driftlens.packs import ANSWERS, REPLIES, TWINS, Example, Pack
@@ -221,7 +221,9 @@ class Plan:
 
     @cached_property
     def tokens_at_once(self) -> int:
-        """About how many tokens to show at a time."""
+        """About how many tokens to show at a time; 0 where windows are counted."""
+        if self.rows_at_once:
+            return 0
         return affordable(ModelPair(self.model, self.model), self.wants)
 
     def chunks(self, tokens: int) -> Iterator[Chunk]:

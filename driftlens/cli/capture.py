@@ -27,6 +27,7 @@ from .shared import (
     Text,
     count_of,
     kept,
+    leave_to_first,
     model_of,
     packs_named,
     slug,
@@ -89,6 +90,7 @@ def capture(
     from driftlens.models import Site
     from driftlens.shards import ShardWriter
 
+    leave_to_first()
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
     named = [name.strip() for name in sites.split(",") if name.strip()]
     for name in named if named != ["all"] else []:
