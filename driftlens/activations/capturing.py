@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftlens.errors import DriftlensError
 from driftlens.budget import out_of_memory
+from driftlens.errors import DriftlensError
 from driftlens.models import Model, ModelPair, Site
 from driftlens.models.tokens import Window
 from driftlens.packs import Pack

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from driftlens.errors import DriftlensError
 from driftlens.budget import affordable
+from driftlens.errors import DriftlensError
 from driftlens.models import EMBED, Model, ModelPair, Site, Wants
 from driftlens.models.tokens import Encoder, Window
 from driftlens.packs import ANSWERS, REPLIES, TWINS, Example, Pack
