@@ -24,6 +24,9 @@ from pathlib import Path
 CODE = "from driftlens import cli, partial; partial.SECONDS = 0.0; cli.main()"
 """The command line, which keeps its work after every batch, for a run of seconds."""
 
+GRACE = 40.0
+"""Seconds that others have to end by themselves after one was killed."""
+
 TIMES = ("started", "finished", "command")
 """What of a run's record tells when and how it was started."""
 
@@ -74,22 +77,17 @@ def disturbed(
         begun = (out.parent / f".{out.name}.partial" / "run.json").exists()
         runs = start(asked, out, resume=begun)
         after, rank = draw.uniform(0, took), draw.randrange(asked.processes)
-        ended = False
-        if len(kills) < most:
-            try:
-                runs[rank].wait(after)
-                ended = True
-            except subprocess.TimeoutExpired:
-                runs[rank].send_signal(signal.SIGKILL)
-                kills.append({"after": after, "rank": rank, "resumed": begun})
+        killed = len(kills) < most and killed_after(runs[rank], after)
+        if killed:
+            kills.append({"after": after, "rank": rank, "resumed": begun})
         for run in runs:
-            run.wait()
+            end(run) if killed else run.wait()
         # One that is killed after its last word has done its work.
         left = (out.parent / f".{out.name}.partial").exists()
         if (out / "results.json").exists() and not left:
             return kills
-        if (ended or len(kills) == most) and runs[rank].returncode not in (0, -signal.SIGKILL):
-            raise SystemExit(f"a run that nobody killed left with {runs[rank].returncode}")
+        if not killed:
+            raise SystemExit(f"nobody killed a run that left with {runs[rank].returncode}")
 
 
 def start(asked: argparse.Namespace, out: Path, *, resume: bool) -> list[subprocess.Popen]:
@@ -111,6 +109,26 @@ def start(asked: argparse.Namespace, out: Path, *, resume: bool) -> list[subproc
         )
         for rank in range(asked.processes)
     ]
+
+
+def killed_after(run: subprocess.Popen, seconds: float) -> bool:
+    """Kill a process after so long, unless it is at its end by then; whether it was killed."""
+    try:
+        run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        run.send_signal(signal.SIGKILL)
+        return True
+    return False
+
+
+def end(run: subprocess.Popen) -> None:
+    """Wait for a process to miss the one that was killed; one that has met nobody yet is told."""
+    try:
+        run.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        # As launchers do; by itself it would wait for the other to come for ten minutes.
+        run.terminate()
+        run.wait()
 
 
 def finish(runs: list[subprocess.Popen]) -> None:
