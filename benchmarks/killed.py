@@ -62,7 +62,7 @@ def trials(asked: argparse.Namespace, folder: Path) -> dict:
         runs.append({"kills": kills, "identical": record(out) == whole})
         moments = ", ".join(f"{kill['after']:.1f} s (rank {kill['rank']})" for kill in kills)
         verdict = "identical" if runs[-1]["identical"] else "DIFFERENT"
-        print(f"killed after {moments}: {verdict}", flush=True)
+        print(f"killed after {moments or 'its end'}: {verdict}", flush=True)
     same = sum(run["identical"] for run in runs)
     print(f"{asked.kills} kills in {len(runs)} runs, {same} of them identical apart from times")
     return {"processes": asked.processes, "undisturbed_s": took, "runs": runs}
