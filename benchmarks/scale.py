@@ -2,16 +2,20 @@
 
     python benchmarks/scale.py memory --out memory.json
     python benchmarks/scale.py simulate
+    python benchmarks/scale.py overhead
+    python benchmarks/scale.py processes
 
 `memory` measures peak memory, of a fresh process each, against documents, tokens of a document,
 vocabulary, depth and width, and fits slopes; beside each stands what `driftlens plan` says.
 `simulate` plans what nobody here can run: 70 billion weights on 8 devices, and 10⁹ tokens on many
-nodes.
+nodes. `overhead` holds each back-end to bare passes; `processes` one process to two and more that
+share a report, in turn, by the clock: its ratios need as many idle cores.
 """
 
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +26,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import pairs
 from overhead import Row, as_row, tell
 
 from driftlens import plan, suite
@@ -44,6 +49,9 @@ AXES: Mapping[str, Sequence[int]] = {
 GIVING_BACK = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 """By itself the C library learns to keep what is freed, in pieces that do not fit what comes next:
 it then holds up to twice what is in use, which no plan can foresee."""
+
+SHARED = {"width": 256, "depth": 6, "vocab": 8000, "rows": 8, "documents": 400, "rounds": 5}
+"""Of a run that processes share."""
 
 SHORT = {"tokens": 16, "rows": 32, "width": 64, "vocab": 1000}
 """What is otherwise where documents grow."""
@@ -193,10 +201,66 @@ def _simulated(
         yield as_row(f"{title}: {what}", [value])
 
 
+# --- back-ends and processes --------------------------------------------------------------
+
+
+def overhead(asked: argparse.Namespace) -> Iterator[Row]:
+    """What each back-end takes over bare passes of the same attention."""
+    import backends
+
+    yield from backends.ratios(asked)
+
+
+def processes(asked: argparse.Namespace) -> Iterator[Row]:
+    """Seconds of one drift and forgetting, shared by processes, over those that one takes alone."""
+    alone: list[float] = []
+    shared: dict[int, list[float]] = {count: [] for count in asked.counts}
+    for turn in range(asked.rounds + 1):
+        one = _shared(1, asked)
+        found = {count: _shared(count, asked) for count in shared}
+        # The first turn fills the caches of files.
+        if turn:
+            alone.append(one)
+            for count, seconds in found.items():
+                shared[count].append(one / seconds)
+    tokens = asked.documents * asked.tokens
+    yield as_row("one process, tokens a second", [tokens / seconds for seconds in alone])
+    for count, ratios in shared.items():
+        yield as_row(f"{count} processes / one, tokens a second", ratios)
+
+
+def _shared(count: int, asked: argparse.Namespace) -> float:
+    """Seconds that `measure` takes in each of some processes, the slowest of them."""
+    script = Path(__file__).with_name("share.py")
+    sizes = ("width", "depth", "vocab", "tokens", "rows", "documents")
+    options = [f"--{name}={getattr(asked, name)}" for name in sizes]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"WORLD_SIZE": f"{count}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), *options],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | meeting | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
+        )
+        for rank in range(count)
+    ]
+    said = [one.communicate()[0] for one in started]
+    assert not any(one.returncode for one in started), "a process failed"
+    return max(float(line) for line in said)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    runs: dict[str, Callable] = {"memory": memory, "simulate": simulate}
+    runs: dict[str, Callable] = {
+        "memory": memory,
+        "simulate": simulate,
+        "overhead": overhead,
+        "processes": processes,
+    }
     made = {name: commands.add_parser(name, help=run.__doc__) for name, run in runs.items()}
     for name, command in made.items():
         command.add_argument("--out", type=Path, help="Where to write it all as JSON.")
@@ -205,6 +269,12 @@ def _arguments() -> argparse.Namespace:
     made["memory"].add_argument("--points", type=int, default=9, help="Of each axis, at most.")
     made["simulate"].add_argument("--nodes", type=int, nargs="+", default=[1, 16, 128])
     made["simulate"].add_argument("--rate", type=float, help="Operations a second of a device.")
+    for name, more in (("overhead", {"rounds": 9}), ("processes", SHARED)):
+        sizes = {name: default for name, (default, _) in pairs.SIZES.items()}
+        for size, default in {**sizes, **more}.items():
+            made[name].add_argument(f"--{size}", type=int, default=default)
+    made["overhead"].add_argument("--device", default="cpu")
+    made["processes"].add_argument("--counts", type=int, nargs="+", default=[2])
     return parser.parse_args()
 
 
