@@ -17,7 +17,7 @@ from .metric import Metric, measure
 from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
 from .models.placement import Weights
-from .models.tokens import Encoder, alike
+from .models.tokens import Encoder, Window, alike
 from .packs import Pack
 from .results import Check, Result, column, fact, multiple, shown, value
 from .results import Estimate as Number
@@ -161,8 +161,7 @@ class Patient:
     @cached_property
     def frame(self) -> Frame:
         """The beginnings of a few documents of the first pack, as both models see them."""
-        few = self.pair.encoder(_few(self.encoders[0]), min(self.encoders[0].length, TOKENS))
-        windows = few.plan[:SAMPLE]
+        few, windows = sample(self.pair, self.encoders[0])
         while True:
             try:
                 return self.pair.frame(few, windows)
@@ -176,6 +175,12 @@ class Patient:
         return getattr(getattr(self.pair, side), "source", {})
 
 
+def sample(pair: ModelPair, encoder: Encoder) -> tuple[Encoder, list[Window]]:
+    """The beginnings of a few documents that gates are asked about, and how they are read."""
+    few = pair.encoder(_few(encoder), min(encoder.length, TOKENS))
+    return few, few.plan[:SAMPLE]
+
+
 def examine(
     pair: ModelPair,
     packs: Sequence[Pack],
@@ -183,6 +188,7 @@ def examine(
     allow_identical: bool = False,
     length: int | None = None,
     gates: Sequence["Gate"] | None = None,
+    before: Sequence[Check] = (),
 ) -> list[Check]:
     """Every gate, in order; where a weight is not finite that one alone, for no other can be asked.
 
@@ -192,18 +198,29 @@ def examine(
         allow_identical: Whether a pair of one model may pass.
         length: The most tokens in a window.
         gates: Which gates; None is all.
+        before: What `OF_ONE` found of a base model whose pass is over, which cannot be asked now.
 
     Raises:
         DriftlensError: A model gives numbers that are not finite; says which layer and document.
     """
+    earlier = {check.name: check for check in before}
     encoders = [pair.encoder(pack, length) for pack in packs]
     patient = Patient(pair, packs, encoders, allow_identical)
     weights = _weights(patient)
     found = [weights]
     if weights.status != "fail":
         found += [gate(patient) for gate in gates or GATES]
+    found = [_joined(earlier.get(check.name), check) for check in found]
     # Where a number is close to its tolerance, processes could go on to measure other things.
     return [Check(**told) for told in ranks.lead(lambda: [vars(check) for check in found])]
+
+
+def _joined(base: Check | None, aligned: Check) -> Check:
+    """What a gate found of one model after the other; the graver of the two."""
+    if base is None or base.status == aligned.status == "skip":
+        return aligned
+    status = max(base.status, aligned.status, key=("pass", "skip", "warn", "fail").index)
+    return Check(aligned.name, status, f"base: {base.detail}; aligned: {aligned.detail}")
 
 
 def require(checks: Sequence[Check]) -> None:
@@ -245,7 +262,8 @@ def divisible(checks: Sequence[Check]) -> bool:
 
 def _differ(patient: Patient) -> Check:
     name, pair = "the models differ", patient.pair
-    apart = not torch.equal(patient.frame.base.predictors, patient.frame.aligned.predictors)
+    first, second = patient.frame.base.predictors, patient.frame.aligned.predictors
+    apart = not torch.equal(first, second.to(first))
     ours, theirs = (patient.source(side).get("sha256") for side in ("base", "aligned"))
     if pair.base is pair.aligned or (ours is not None and ours == theirs):
         return _identical(patient, name, "every weight is the same")
@@ -286,7 +304,7 @@ def _weights(patient: Patient) -> Check:
         for name, weight in Weights(getattr(model, "net", torch.nn.Module())).items():
             if weight.is_floating_point() and not bool(weight.isfinite().all()):
                 return Check("finite weights", "fail", f"NaN or infinity in {name} of {model.name}")
-    alone = patient.pair.base is patient.pair.aligned
+    alone = patient.pair.base is patient.pair.aligned or not patient.pair.together
     return Check("finite weights", "pass", "all" if alone else "all of both models")
 
 
@@ -410,6 +428,9 @@ def _residual(patient: Patient) -> Check:
 def _matching(patient: Patient) -> Check:
     if not patient.pair.base.causal:
         return Check(WEIGHTS, "skip", "masked models are not divided by weights")
+    if not patient.pair.together:
+        said = "base's weights are freed after its pass; forgetting by weights is left out"
+        return Check(WEIGHTS, "warn", said)
     try:
         pieces = patient.pair.hybrid.pieces("component")
     except DriftlensError as error:
@@ -440,7 +461,9 @@ def _resumed(frame: Frame, model: Model, trace: Trace) -> float:
 
 def _both(patient: Patient) -> Sequence[tuple[Model, Trace]]:
     frame, pair = patient.frame, patient.pair
-    return ((pair.base, frame.base), (pair.aligned, frame.aligned))
+    both = ((pair.base, frame.base), (pair.aligned, frame.aligned))
+    # A base whose pass is over was asked before.
+    return both if pair.together else both[1:]
 
 
 def _moved(frame: Frame, model: Model, trace: Trace, after: torch.Tensor) -> float:
@@ -478,6 +501,9 @@ GATES: Sequence[Gate] = (
     _residual,
     _matching,
 )
+
+OF_ONE: Sequence[Gate] = (_padding, _batching, _residual)
+"""Those of a pair that are asked of each model alone."""
 
 STEERED_PAIR: Sequence[Gate] = tuple(g for g in GATES if g not in (_documents, _matching))
 """Those of a pair that is to be steered."""

@@ -371,6 +371,12 @@ def _see(
 
 
 def _check(pair: ModelPair, pack: Pack, encoder: Encoder, wants: Wants) -> None:
+    if wants.together and not pair.together:
+        raise DriftlensError(
+            "both models at once",
+            found=f"{pair.base.name} in a store, its blocks freed",
+            remedy="Leave out --two-phase, or the metrics that resume a model or swap weights.",
+        )
     if wants.causal and not pair.base.causal:
         raise DriftlensError(
             "models that continue text",

@@ -36,7 +36,7 @@ class Partial:
     """
 
     def __init__(self, out: Path, *, resume: bool = False) -> None:
-        self.folder = out.resolve().parent / f".{out.resolve().name}.partial"
+        self.folder = _hidden(out)
         self.resume = resume
         self.stopping = False
         """Set to stop after the batch in hand."""
@@ -47,6 +47,11 @@ class Partial:
                 found=f"none at {self.folder}",
                 remedy="Leave out --resume to begin one.",
             )
+
+    @staticmethod
+    def waiting(out: Path) -> bool:
+        """Whether an earlier run of a report has left something to resume."""
+        return (_hidden(out) / "run.json").exists()
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Make room, or take up the work of the same run.
@@ -121,6 +126,10 @@ class Partial:
                 found="another: " + ", ".join(sorted(changed)) + " changed",
                 remedy="Give the same arguments as before, or leave out --resume to begin anew.",
             )
+
+
+def _hidden(out: Path) -> Path:
+    return out.resolve().parent / f".{out.resolve().name}.partial"
 
 
 # The states of a pack that is not finished

@@ -78,6 +78,7 @@ def examine(
     *,
     checks: Sequence[Check] = (),
     partial: Partial | None = None,
+    floors: Mapping[str, Floors] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Result]:
     """Measure `pair` on each pack in turn, each result with its noise floor.
@@ -88,6 +89,7 @@ def examine(
         options: What to ask of the run.
         checks: The gates that the pair went through; what they say does not hold is left out.
         partial: Where to keep what is done, and to take it up from.
+        floors: By the name of each pack its noise floor, where base is no longer there to be asked.
         progress: Told the pack's name, and how many windows of how many are done.
 
     Raises:
@@ -98,7 +100,8 @@ def examine(
         results = partial.results(number) if partial else None
         if results is None:
             checkpoint = partial.checkpoint(number) if partial else None
-            results = _examine(pair, pack, options, checks, checkpoint, progress)
+            floor = (floors or {}).get(pack.name)
+            results = _examine(pair, pack, options, checks, floor, checkpoint, progress)
             if partial:
                 partial.finish(number, results)
         yield from results
@@ -117,7 +120,8 @@ def applicable(
     return [
         metric
         for metric in PLAN[encoder.pack.kind](options)
-        if (resumed or not metric.wants.causal)
+        if (pair.together or not metric.wants.together)
+        and (resumed or not metric.wants.causal)
         and (encoder.same or not metric.wants.same_tokens)
         and metric.fits(encoder)
     ]
@@ -128,14 +132,16 @@ def _examine(
     pack: Pack,
     options: Options,
     checks: Sequence[Check],
+    floors: Floors | None,
     checkpoint: Any,
     progress: Any,
 ) -> list[Result]:
     encoder = pair.encoder(pack, options.length)
-    plain = pair.base.causal and encoder.same
+    plain = pair.base.causal and encoder.same and pair.together
     if pack.kind == "roles" and plain and resumable(checks) and "choices" in pack.card:
         return _steered(pair, pack, options, checks, progress)
-    floors = noise_floor(pair.base, encoder, applicable(pair, encoder, options, checks))
+    if floors is None:
+        floors = noise_floor(pair.base, encoder, applicable(pair, encoder, options, checks))
     metrics = applicable(pair, encoder, options, checks)
     results = measure(
         pair,

@@ -19,7 +19,7 @@ from driftlens.diagnostics import Drift, Factorial, Forgetting, LayerForgetting,
 from driftlens.errors import DriftlensError
 from driftlens.models import EMBED, ModelPair, Site, Wants, placement
 from driftlens.models.hooks import HookedModel
-from driftlens.models.placement import device_map_of
+from driftlens.models.placement import device_map_of, gigabytes
 
 MAP = {
     "model.embed_tokens": "cpu",
@@ -147,11 +147,11 @@ def test_without_an_accelerator_every_strategy_is_the_cpu(strategy, folders, who
 def test_each_model_may_have_a_device_of_its_own(folders, monkeypatch):
     asked = []
 
-    def noted(*_, how):
+    def noted(net, how):
         asked.append(how["place"].type)
-        return
+        return {}
 
-    monkeypatch.setattr("driftlens.models.load.sketch", lambda *given: noted(how=given[-1]))
+    monkeypatch.setattr("driftlens.models.load._sizes", noted)
     ModelPair.load(*folders, base_device="cpu")
     assert asked == ["cpu", "cpu"]
     with pytest.raises(DriftlensError, match=r"that this machine has.*abacus"):
@@ -217,23 +217,31 @@ def test_the_same_is_counted_of_a_net_that_is_not_loaded():
 
 
 @pytest.mark.parametrize("how", [{}, {"device_map": MAP}, {"device_map": "auto"}])
-def test_a_pair_that_does_not_fit_is_refused_before_it_is_loaded(how, folders, monkeypatch):
+@pytest.mark.parametrize("times", [0.5, 1.5])
+def test_a_pair_that_does_not_fit_is_refused_before_it_is_loaded(times, how, folders, monkeypatch):
+    """Free is half of what one model takes, and half more than that."""
+    place = device_map_of(how["device_map"]) if how else torch.device("cpu")
+    needs = placement.needed(nets.net("llama"), place)["any" if place == "auto" else "cpu"]
+    free = round(times * needs / placement.FULL)
+
     def never(*_, **__):
         raise AssertionError("nothing should have been loaded")
 
     monkeypatch.setattr("driftlens.models.load._net", never)
-    monkeypatch.setattr(placement, "free", lambda _: 60_000)
+    monkeypatch.setattr(placement, "free", lambda _: free)
     with pytest.raises(DriftlensError) as caught:
         ModelPair.load(*folders, **how)
     said = str(caught.value)
-    assert "MB of free memory" in said
-    assert "0.1 MB" in said
-    assert "--two-phase" in said
+    assert isinstance(caught.value, placement.Crowded) == (times > 1)
+    assert ("--two-phase" in said) == (times > 1)
+    assert f"{gigabytes(2 * needs)} of free memory" in said
+    assert f"found {gigabytes(round(times * needs))}" in said
+    assert "--dtype bfloat16" in said
 
 
 def test_what_lies_on_the_disk_needs_no_memory(folders, monkeypatch):
     everything = dict.fromkeys(MAP, "disk") | {"model.embed_tokens": "cpu"}
-    rows = 2 * 320 * 32 * 4
+    rows = 2 * 320 * 32 * 4 / placement.FULL
     monkeypatch.setattr(placement, "free", lambda _: rows + 1000)
     assert ModelPair.load(*folders, device_map=everything).base.hindrance
     monkeypatch.setattr(placement, "free", lambda _: rows - 1000)

@@ -11,7 +11,7 @@ import typer
 from driftlens import ranks
 from driftlens.errors import DriftlensError
 
-from . import series
+from . import phased, series
 from .capture import capture
 from .plan import plan
 from .probe import probe
@@ -34,6 +34,7 @@ from .shared import (
     Dtype,
     Format,
     Identical,
+    KeepStore,
     Length,
     Limit,
     Mixed,
@@ -46,6 +47,7 @@ from .shared import (
     Revision,
     Seed,
     Text,
+    TwoPhase,
     called,
     check_division,
     check_given,
@@ -165,6 +167,8 @@ def report(
     aligned_device: AlignedDevice = None,
     dtype: Dtype = "auto",
     allow_mixed_dtypes: Mixed = False,
+    two_phase: TwoPhase = None,
+    keep_store: KeepStore = None,
     seed: Seed = 0,
     format: Format = FORMATS,
     fail_on: Annotated[
@@ -219,22 +223,25 @@ def report(
         else Path("reports") / f"{slug(base)}-{slug(aligned)}"
     )
     try_out(out, overwrite or resume)
-    partial = Partial(out, resume=resume)
+    store = keep_store or out.resolve().parent / f".{out.resolve().name}.store"
+    partial = Partial(out, resume=resume and not phased.only_base(out, store))
     bounds = [Bound.of(text, reported()) for text in fail_on or []]
     packs = packs_of(text, pack, limit)
     check_given(bounds, packs)
     if later:
+        phased.refuse_series(context)
         series.reported(context, packs, bounds, partial, out, formats, rows, started)
         return
-    pair = pair_of(context)
+    models = phased.models_of(context, store)
     from driftlens import doctor, suite
     from driftlens import plan as planning
     from driftlens.report import Report
 
-    chosen = None if layers is None else layers_of(layers, pair.depth)
+    chosen = None if layers is None else layers_of(layers, models.depth)
     options = suite.Options(
         chosen, seed, rows, max_length, published_polarity, every_site=every_site or None
     )
+    pair, checks, floors = phased.begun(context, models, packs, options, store)
     planned = planning.plan_of(pair, planning.work_of(packs, options))
     if planned is not None:
         # By the memory that the first process finds.
@@ -242,21 +249,27 @@ def report(
         options = replace(options, sums_bytes=room)
         if not quiet:
             typer.echo(planned.line, err=True)
-    checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
-    doctor.require(checks)
+    if pair.together:
+        checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
+        doctor.require(checks)
     asked = {
         "layers": None if chosen is None else sorted(chosen),
         "batch_size": rows or "auto",
         "max_length": max_length,
         "published_polarity": published_polarity,
         "every_site": every_site,
+        "two_phase": not pair.together,
     }
     about = record_of(base, aligned, pair, packs, seed, asked, started)
     about["plan"] = None if planned is None else planned.record()
     partial.begin({**identity(about), "room for sums": options.sums_bytes})
     with told_how_far(quiet) as progress, stoppable(partial, out):
         found = suite.examine(
-            pair, packs, options, checks=checks, partial=partial, progress=progress
+            *(pair, packs, options),
+            checks=checks,
+            partial=partial,
+            floors=floors,
+            progress=progress,
         )
         results = list(found)
         ranks.meet()
@@ -267,6 +280,8 @@ def report(
     with kept(out):
         written = page.write(out, overwrite=overwrite or resume, formats=formats)
     partial.remove()
+    if keep_store is None:
+        phased.forget(store)
     tell(page, written, quiet, as_json)
     leave(bounds, results)
 

@@ -66,6 +66,19 @@ Mixed = Annotated[
         "--allow-mixed-dtypes", help="Go on although the models differ in dtype or quantisation."
     ),
 ]
+TwoPhase = Annotated[
+    bool | None,
+    typer.Option(
+        "--two-phase/--no-two-phase",
+        help="Run base first, keep what it saw on disk, free it, then run aligned; by itself "
+        "where memory cannot hold both.",
+        show_default=False,
+    ),
+]
+KeepStore = Annotated[
+    Path | None,
+    typer.Option(help="Keep what base saw in this folder, and go on with what is there."),
+]
 Dtype = Annotated[str, typer.Option(help="What to load in: auto, float32, bfloat16, float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model.")]
 AlignedRevision = Annotated[str | None, typer.Option(help="The same of the aligned model.")]

@@ -117,7 +117,7 @@ class Factorial(Metric[FactorialResult]):
         level: Share of bootstrap draws that an interval holds.
     """
 
-    wants = Wants(frozenset({"out"}), None, causal=True, same_tokens=True)
+    wants = Wants(frozenset({"out"}), None, causal=True, same_tokens=True, together=True)
 
     def __init__(self, seed: int = 0, level: float = 0.95) -> None:
         self.seed = seed

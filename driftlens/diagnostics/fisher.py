@@ -99,7 +99,7 @@ class FisherDistance(Metric[FisherDistanceResult]):
         level: Share of bootstrap draws that an interval holds.
     """
 
-    wants = Wants(causal=True, same_tokens=True, graph=True)
+    wants = Wants(causal=True, same_tokens=True, graph=True, together=True)
 
     def __init__(self, by: By = "layer", seed: int = 0, level: float = 0.95) -> None:
         self.by, self.seed = by, seed

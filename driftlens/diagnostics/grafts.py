@@ -110,7 +110,7 @@ class Grafts(Metric[GraftsResult]):
         level: Share of bootstrap draws that an interval holds.
     """
 
-    wants = Wants(same_tokens=True)
+    wants = Wants(same_tokens=True, together=True)
 
     def __init__(self, by: By = "layer", seed: int = 0, level: float = 0.95) -> None:
         self.by, self.seed = by, seed

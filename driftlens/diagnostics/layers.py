@@ -12,7 +12,7 @@ from driftlens.models import Frame, ModelPair, Wants
 from driftlens.models.tokens import Encoder
 from driftlens.results import Estimate, Result, column, figures, value
 
-WANTS = Wants(frozenset({"out"}), None, causal=True, same_tokens=True)
+WANTS = Wants(frozenset({"out"}), None, causal=True, same_tokens=True, together=True)
 
 MOSTLY = 0.6
 """The share of the loss that stages must carry together to be named as its place."""

@@ -150,7 +150,7 @@ class Restoration(Metric[RestorationResult]):
         level: Share of bootstrap draws that an interval holds.
     """
 
-    wants = Wants(same_tokens=True)
+    wants = Wants(same_tokens=True, together=True)
 
     def __init__(
         self,

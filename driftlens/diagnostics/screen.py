@@ -346,7 +346,7 @@ class Screen(Metric[ScreenResult]):
     def _screening(self) -> Wants:
         """What the first showing must show."""
         parts = frozenset(PARTS[self.by])
-        return Wants(parts, None, gradients=True, causal=True, same_tokens=True)
+        return Wants(parts, None, gradients=True, causal=True, same_tokens=True, together=True)
 
     def _choose(self) -> None:
         """Settle on the sites to patch, and want no more than these."""

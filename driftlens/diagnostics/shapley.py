@@ -119,7 +119,7 @@ class Shapley(Metric[ShapleyResult]):
         level: Share of bootstrap draws that an interval holds.
     """
 
-    wants = Wants(same_tokens=True)
+    wants = Wants(same_tokens=True, together=True)
 
     def __init__(
         self,
@@ -375,7 +375,7 @@ class Interactions(Metric[InteractionsResult]):
         level: Share of bootstrap draws that an interval holds.
     """
 
-    wants = Wants(same_tokens=True)
+    wants = Wants(same_tokens=True, together=True)
 
     def __init__(
         self, by: By = "layer", exact: int = EXACT, seed: int = 0, level: float = 0.95

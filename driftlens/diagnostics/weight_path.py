@@ -28,7 +28,7 @@ from driftlens.results import (
 
 R = TypeVar("R", bound=Result)
 
-WANTS = Wants(causal=True, same_tokens=True, graph=True)
+WANTS = Wants(causal=True, same_tokens=True, graph=True, together=True)
 
 RULES = (2, 4)
 """Nodes of the two rules that are always tried: the second checks the first."""

@@ -188,7 +188,7 @@ class WeightChange(Metric[WeightChangeResult]):
         widest: Matrices whose smaller side is larger have norms, but no singular values.
     """
 
-    wants = Wants()
+    wants = Wants(together=True)
 
     def __init__(self, widest: int = WIDEST) -> None:
         self.widest = widest

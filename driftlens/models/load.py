@@ -3,8 +3,9 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def load_pair(
 
     Raises:
         LoadError: A model is missing, has no safetensors, or lacks weights.
+        Crowded: There is memory for either of the two, and not for both.
         DriftlensError: The two cannot be put beside each other, or there is no such back-end.
 
     Warns:
@@ -99,20 +101,11 @@ def load_pair(
             is put on a net that shares its weights with a live one.
     """
     backend = backends.named(backend)
-    if local_files_only is None:
-        local_files_only = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
-    hub = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
     places = _places(device, device_map, base_device, aligned_device)
-    _check_backend(backend, device_map)
-    how, how_aligned = (
-        {
-            "place": place,
-            "dtype": _dtype(dtype),
-            "attention": backends.attention(backend, attn_implementation),
-            "backend": backend,
-        }
-        for place in places
+    hub, (how, how_aligned) = _settings(
+        places, dtype, trust_remote_code, attn_implementation, local_files_only, backend
     )
+    _check_backend(backend, device_map)
     ours: Model
     theirs: Model
     if _is_peft(aligned):
@@ -129,6 +122,106 @@ def load_pair(
         _check_dtypes(ours, theirs)
     _check_processed(ours, theirs)
     return ours, theirs
+
+
+def _settings(
+    places: tuple[Any, Any],
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+    attn_implementation: str | None,
+    local_files_only: bool | None,
+    backend: str,
+) -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, Any]]]:
+    """What is asked of the hub, and how base and aligned are loaded."""
+    if local_files_only is None:
+        local_files_only = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
+    hub = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
+    how = {
+        "dtype": _dtype(dtype),
+        "attention": backends.attention(backend, attn_implementation),
+        "backend": backend,
+    }
+    ours, theirs = ({**how, "place": place} for place in places)
+    return hub, (ours, theirs)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Two models that are loaded one after the other, so that memory holds one at a time."""
+
+    base: Callable[[], HookedModel]
+    """Loads the base model."""
+
+    aligned: Callable[[HookedModel], HookedModel]
+    """Loads the aligned model, to be put beside the base."""
+
+    sketch: HookedModel
+    """The aligned model without its weights: its tokenizer, and its shape."""
+
+    why: str = ""
+    """Why they are not loaded at once, if nobody asked for that."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of either model."""
+        return self.sketch.depth
+
+
+def load_apart(
+    base: str,
+    aligned: str,
+    *,
+    device: str = "auto",
+    device_map: object = None,
+    base_device: str | None = None,
+    aligned_device: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    allow_mixed_dtypes: bool = False,
+    revision: str | None = None,
+    aligned_revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = "sdpa",
+    local_files_only: bool | None = None,
+    why: str = "",
+) -> Apart:
+    """What is needed to load two models one after the other, each by its name or folder.
+
+    The options are those of `load_pair`, and why it is done, if nobody asked for it.
+
+    Raises:
+        LoadError: A model is missing.
+        DriftlensError: One is an adapter, which shares its base's weights.
+    """
+    places = _places(device, device_map, base_device, aligned_device)
+    hub, hows = _settings(
+        places, dtype, trust_remote_code, attn_implementation, local_files_only, "hooks"
+    )
+    if _holds_adapter(aligned, aligned_revision, hub):
+        raise DriftlensError(
+            "two models with weights of their own, to run one after the other",
+            found=f"the adapter {aligned}, which shares those of its base",
+            remedy="Leave out --two-phase: both are held as one.",
+        )
+    revisions = (revision, aligned_revision)
+    nets = [
+        sketch(name, given, hub, how)
+        for name, given, how in zip((base, aligned), revisions, hows, strict=True)
+    ]
+    ours, theirs = (_sizes(net, how) for net, how in zip(nets, hows, strict=True))
+    tokenizer = _tokenizer(aligned, _place(aligned), aligned_revision, hub)
+
+    def second(first: HookedModel) -> HookedModel:
+        check_room([theirs], aligned)
+        model = _from_name(aligned, aligned_revision, hub, hows[1])
+        if not allow_mixed_dtypes:
+            _check_dtypes(first, model)
+        return model
+
+    def one() -> HookedModel:
+        check_room([ours], base)
+        return _from_name(base, revision, hub, hows[0])
+
+    return Apart(one, second, HookedModel(nets[1], tokenizer, aligned), why)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -266,8 +359,8 @@ def _mapped(config: Any, place: Any) -> Any:
     return {"": place} if getattr(config, "quantization_config", None) else None
 
 
-def sketch(name: str, revision: str | None, hub: dict, how: dict) -> nn.Module | None:
-    """The net without its weights; None if only its files tell how large they are.
+def sketch(name: str, revision: str | None, hub: dict, how: dict) -> nn.Module:
+    """The net without its weights, on the meta device.
 
     Raises:
         LoadError: There is no such model.
@@ -276,8 +369,6 @@ def sketch(name: str, revision: str | None, hub: dict, how: dict) -> nn.Module |
 
     try:
         config = AutoConfig.from_pretrained(_place(name), revision=revision, **hub)
-        if getattr(config, "quantization_config", None) is not None:
-            return None
         dtype = config.dtype if how["dtype"] == "auto" else how["dtype"]
         with torch.device("meta"):
             return _auto(config).from_config(
@@ -295,14 +386,17 @@ def _check_room(
     base: object, aligned: object, revisions: Sequence[str | None], hub: dict, hows: Sequence[dict]
 ) -> None:
     """Stop before anything is loaded if the models that are to be loaded would not fit."""
-    asked: dict[str, int] = {}
     both = list(zip((base, aligned), revisions, hows, strict=True))[: 1 if aligned is base else 2]
     named = [(str(m), revision, how) for m, revision, how in both if isinstance(m, str | Path)]
-    for name, revision, how in named:
-        net = sketch(name, revision, hub, how)
-        for place, size in (needed(net, how["place"]) if net is not None else {}).items():
-            asked[place] = asked.get(place, 0) + size
-    check_room(asked, " and ".join(name for name, *_ in named))
+    sizes = [_sizes(sketch(name, given, hub, how), how) for name, given, how in named]
+    check_room(sizes, " and ".join(name for name, *_ in named))
+
+
+def _sizes(net: nn.Module, how: dict) -> dict[str, int]:
+    """Bytes on each device; none of what is quantised, of which only its files would tell."""
+    config: Any = net.config
+    quantised = getattr(config, "quantization_config", None) is not None
+    return {} if quantised else needed(net, how["place"])
 
 
 def _unused(name: str, architecture: str, keys: Iterable[str]) -> str | None:

@@ -40,6 +40,10 @@ class Wants:
     graph: bool = False
     """Whether a gradient runs back through all blocks, so that memory must hold what they did."""
 
+    together: bool = False
+    """Whether both models must be alive at once: one is run on what the other has just seen, or
+    their weights are held against each other."""
+
     def __or__(self, other: "Wants") -> "Wants":
         every = self.layers is None or other.layers is None
         return Wants(
@@ -49,6 +53,7 @@ class Wants:
             self.causal or other.causal,
             self.same_tokens or other.same_tokens,
             self.graph or other.graph,
+            self.together or other.together,
         )
 
 

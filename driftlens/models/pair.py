@@ -23,6 +23,7 @@ from .matching import Matching, match
 from .model import Model, Trace, Wants, likelihoods, rows_of
 from .pieces import Piece
 from .sites import EMBED, Site
+from .stored import Stored
 from .tokens import Encoder, Units, Window, shared_vocabulary
 
 LENGTH = 1024
@@ -113,6 +114,11 @@ class ModelPair:
     def width(self) -> int:
         """Width of either model's residual stream."""
         return self.base.width
+
+    @property
+    def together(self) -> bool:
+        """Whether both models are alive at once; else base's pass is over, and lies in a store."""
+        return not isinstance(self.base, Stored)
 
     @property
     def readouts(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

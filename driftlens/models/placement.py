@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,37 +129,54 @@ def _where(name: str, places: DeviceMap | torch.device) -> str:
     return device if device == "disk" else str(torch.device(device))
 
 
-def check_room(asked: Mapping[str, int], whose: str) -> None:
+class Crowded(DriftlensError):
+    """There is memory for either of two models, and not for both at once."""
+
+
+FULL = 0.95
+"""How much of free memory weights may take; what is computed wants room beside them."""
+
+
+def check_room(asked: Sequence[Mapping[str, int]], whose: str) -> None:
     """Stop before anything is loaded that could not be held.
 
     Args:
-        asked: Bytes on each device, as `needed` gives them.
-        whose: What they are the weights of.
+        asked: For each model that is to be loaded, bytes on each device, as `needed` gives them.
+        whose: What the models are called.
 
     Raises:
+        Crowded: Each would fit alone.
         DriftlensError: A device has less memory free; says how much, and what would fit.
     """
-    for place, bytes_ in asked.items():
-        if place == "disk":
-            continue
-        room = everywhere() if place == "any" else free(torch.device(place))
-        if bytes_ > room:
+    for place in dict.fromkeys(place for one in asked for place in one):
+        total, room = sum(one.get(place, 0) for one in asked), int(FULL * room_on(place))
+        if total > room:
+            each = len(asked) > 1 and all(
+                size <= FULL * room_on(where) for one in asked for where, size in one.items()
+            )
             where = "on all devices together" if place == "any" else f"on {place}"
-            raise DriftlensError(
-                f"{gigabytes(bytes_)} of free memory {where}, for the weights of {whose}",
+            raise (Crowded if each else DriftlensError)(
+                f"{gigabytes(total)} of free memory {where}, for the weights of {whose}",
                 found=gigabytes(room),
-                remedy=_remedy(place, bytes_, whose),
+                remedy=_remedy(place, total, each, len(asked)),
             )
 
 
-def _remedy(place: str, bytes_: int, whose: str) -> str:
-    ways = ["--two-phase, which holds one model at a time"] if " and " in whose else []
-    if place != "any" and everywhere() >= bytes_:
+def _remedy(place: str, size: int, each: bool, models: int) -> str:
+    ways = ["--two-phase to a report, which holds one model at a time"] if each else []
+    if place != "any" and torch.cuda.device_count() and everywhere() >= size:
         ways.append("--device-map auto, which spreads weights over all devices")
-    if " and " in whose and torch.cuda.device_count() > 1:
+    if models > 1 and torch.cuda.device_count() > 1:
         ways.append("--base-device cuda:0 --aligned-device cuda:1")
-    ways += ["a smaller --dtype, if that is float32", "a map that puts blocks on disk"]
+    ways += ["--dtype bfloat16, if that is float32", "a --device-map with blocks on disk"]
     return f"Give {'; or '.join(ways)}."
+
+
+def room_on(place: str) -> int:
+    """Bytes of memory that are free on a device, or on any."""
+    if place == "disk":
+        return sys.maxsize
+    return everywhere() if place == "any" else free(torch.device(place))
 
 
 def everywhere() -> int:
@@ -171,7 +188,7 @@ def everywhere() -> int:
 
 def gigabytes(bytes_: int) -> str:
     """A size for people."""
-    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:.1f} MB"
+    return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:.2f} MB"
 
 
 # Who reaches them
