@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -167,6 +168,7 @@ def measure(
     In a group of `torch.distributed` every process is to call this with the same arguments, and
     each of them, with the models whole on its own device, shows a share of the batches. All get
     the results of the whole pack. `ranks.alone` lets a process measure what the others do not.
+    Where the group holds the weights in pieces, all show the whole pack together.
 
     Args:
         pair: The two models.
@@ -193,10 +195,12 @@ def measure(
     for metric in metrics:
         metric.begin(pair, encoder)
     budget = Budget(rows, tokens, search)
-    budget = _pass(pair, encoder, metrics, budget, progress, checkpoint)
-    left = list(metrics)
-    while left := [metric for metric in left if metric.again()]:
-        _pass(pair, encoder, left, budget, progress)
+    pieces = any(getattr(model, "pieces", False) for model in (pair.base, pair.aligned))
+    with ranks.alone() if pieces else nullcontext():
+        budget = _pass(pair, encoder, metrics, budget, progress, checkpoint)
+        left = list(metrics)
+        while left := [metric for metric in left if metric.again()]:
+            _pass(pair, encoder, left, budget, progress)
     results = [one for metric in metrics for one in (metric.compute(), *metric.beside())]
     return [replace(result, pack=pack.name) for result in results]
 

@@ -65,6 +65,11 @@ class HookedModel:
         return next(p.dtype for p in self.body.parameters() if p.is_floating_point())
 
     @cached_property
+    def pieces(self) -> bool:
+        """Whether its weights lie in pieces on several processes, as FSDP2 lays them."""
+        return any(hasattr(weight, "full_tensor") for weight in self.net.parameters())
+
+    @cached_property
     def hindrance(self) -> str:
         """Why no gradient can be taken and no weight changed, in words; empty if they can."""
         return hindrance(self.net)
@@ -314,10 +319,19 @@ class HookedModel:
                 remedy="Leave out what wants gradients, or load it whole and unquantised.",
             )
 
+    def _forward(self, **inputs: Any) -> None:
+        """Run the blocks, whose sites are heard."""
+        if not self.pieces:
+            self.body(**inputs)
+            return
+        # Weights in pieces are put together by the pass of the whole net alone.
+        keep = {"logits_to_keep": 1} if _accepts(self.net, "logits_to_keep") else {}
+        self.net(**inputs, **keep)
+
     def _run(self, batch: Batch, sites: Iterable[Site], edits: Edits) -> Mapping[Site, Tensor]:
         """Run the blocks over `batch` with `edits` in place, and keep what passes `sites`."""
         with self._tap(batch, sites, edits) as seen:
-            self.body(**self._inputs(batch))
+            self._forward(**self._inputs(batch))
         return seen
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
@@ -368,7 +382,7 @@ class HookedModel:
                     hook = _recorder(seen, (number, name))
                     handle = module.register_forward_hook(hook, with_kwargs=True)
                     hooks.callback(handle.remove)
-            self.body(input_ids=ids)
+            self._forward(input_ids=ids)
         return [self._block_anatomy(number, seen) for number in range(self.depth)]
 
     def _block_anatomy(self, number: int, seen: Mapping[tuple[int, str], tuple[Tensor, object]]):
@@ -416,7 +430,7 @@ class HookedModel:
                 for name, module in self._named(number):
                     handle = module.register_forward_hook(recorder(number, name))
                     hooks.callback(handle.remove)
-            self.body(input_ids=ids)
+            self._forward(input_ids=ids)
         return found
 
     @contextmanager
@@ -441,6 +455,8 @@ class HookedModel:
                     parameter.requires_grad_(False)
                 yield
         finally:
+            if self.pieces and hasattr(self.net, "reshard"):
+                self.net.reshard()
             for module in training:
                 module.training = True
             # Disabling an adapter also touches what of it can learn.
