@@ -38,21 +38,26 @@ def test_its_python_for_two_models_runs_as_it_stands(tmp_path):
 
 @pytest.mark.slow
 def test_its_python_for_probes_runs_as_it_stands(tmp_path):
-    *_, probes, _, _ = blocks("python")
+    *_, probes, _, _, _ = blocks("python")
     assert "strong polarity" in run(probes, tmp_path)
 
 
 @pytest.mark.slow
 def test_its_python_for_steering_runs_as_it_stands(tmp_path):
-    *_, steering, _ = blocks("python")
+    *_, steering, _, _ = blocks("python")
     said = run(steering, tmp_path)
     assert "Steering the model at the stream after block 3" in said
     assert "User: Where does Mira live?" in said
 
 
 def test_its_python_for_live_objects_runs_as_it_stands(tmp_path):
-    *_, live = blocks("python")
+    *_, live, _ = blocks("python")
     assert "tensor([[" in run(live, tmp_path)
+
+
+def test_its_python_for_captured_states_runs_as_it_stands(tmp_path):
+    *_, captured = blocks("python")
+    assert 0.5 < float(run(captured, tmp_path)) <= 1
 
 
 def test_its_commands_name_options_that_exist():
