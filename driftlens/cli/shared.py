@@ -672,7 +672,11 @@ class Bound:
                 found=f"{self.kind}.{self.name} is undefined here",
                 remedy="Choose another value, or give more text.",
             )
-        return any(_COMPARE[self.sign](number, self.limit) for number in numbers)
+        return any(map(self.holds, numbers))
+
+    def holds(self, number: float) -> bool:
+        """Whether one number crosses it."""
+        return _COMPARE[self.sign](number, self.limit)
 
 
 def check_given(bounds: Sequence[Bound], packs: Sequence["Pack"]) -> None:

@@ -36,6 +36,7 @@ from .polarity import (
 )
 from .restoration import Restoration, RestorationResult
 from .retention import Retention, RetentionResult
+from .runs import RunsResult
 from .screen import Screen, ScreenResult
 from .selection import DirectionSelectionResult
 from .selective import SelectiveForgetting, SelectiveForgettingResult
@@ -96,6 +97,7 @@ __all__ = [
     "RestorationResult",
     "Retention",
     "RetentionResult",
+    "RunsResult",
     "Screen",
     "ScreenResult",
     "SelectiveForgetting",
