@@ -1,14 +1,13 @@
 """How many tokens are shown at a time: by a formula, or searched on the longest texts."""
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from .models import Model, ModelPair, Wants
+from .models.memory import available
 
 TRACE_BYTES = 2**28
 """How much memory the activations of a batch may take unless the caller sets the batch."""
@@ -86,42 +85,6 @@ def devices_of(pair: ModelPair) -> list[torch.device]:
     nets = (getattr(model, "net", torch.nn.Module()) for model in (pair.base, pair.aligned))
     found = {weight.device for net in nets for weight in net.parameters()}
     return sorted(found, key=str) or [device_of(pair.base)]
-
-
-# Memory of this machine
-
-
-def available(device: torch.device) -> int:
-    """Bytes that can still be taken on a device; on a CPU, of the machine and of its container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    told = _told("/proc/meminfo", "MemAvailable")
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if told is None else told
-    most, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    return free if most is None or used is None else min(free, max(0, most - used))
-
-
-def capacity(device: torch.device) -> int:
-    """Bytes that a device has in all."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    most = _number("/sys/fs/cgroup/memory.max")
-    return whole if most is None else min(whole, most)
-
-
-def _told(file: str, name: str) -> int | None:
-    path = Path(file)
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")]
-    return found[0] if found else None
-
-
-def _number(file: str) -> int | None:
-    """What a file of a container's limits says; None where there is none, or no limit."""
-    path = Path(file)
-    said = path.read_text().strip() if path.exists() else ""
-    return int(said) if said.isdigit() else None
 
 
 # A search

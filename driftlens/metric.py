@@ -22,7 +22,6 @@ from .budget import (
     Budget,
     Trial,
     affordable,
-    available,
     devices_of,
     metered,
     out_of_memory,
@@ -32,6 +31,7 @@ from .errors import DriftlensError
 from .formulas.intervals import Interval, bootstrap
 from .formulas.streams import Mergeable
 from .models import Frame, ModelPair, Wants
+from .models.memory import available
 from .models.tokens import Encoder, Window
 from .packs import Pack
 from .partial import Done, States

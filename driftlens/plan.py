@@ -17,7 +17,6 @@ from .budget import (
     LEAST,
     PART,
     TRACE_BYTES,
-    capacity,
     device_of,
     devices_of,
     fitting,
@@ -30,6 +29,7 @@ from .errors import DriftlensError
 from .formulas.streams import CrossMoments
 from .metric import Metric
 from .models import ModelPair, Wants, every
+from .models.memory import capacity
 from .models.model import LOGIT_BYTES
 from .models.pair import LENGTH
 from .models.shape import BITS, KEPT, Shape, bits_of, shape_of_model

@@ -9,7 +9,7 @@ from driftlens import Forgetting, budget, measure, metric
 from driftlens.budget import LEAST, Trial, metered, searched
 from driftlens.diagnostics import drift
 from driftlens.diagnostics.drift import Drift, grouped, sums_bytes
-from driftlens.models import Wants, every
+from driftlens.models import Wants, every, memory
 from driftlens.models.hooks import HookedModel
 from driftlens.results import same
 
@@ -259,7 +259,7 @@ def test_a_cpu_with_little_memory_left_is_given_less(monkeypatch):
 
 def test_what_this_machine_has_left_is_less_than_what_it_has():
     cpu = torch.device("cpu")
-    assert 0 < budget.available(cpu) <= budget.capacity(cpu)
+    assert 0 < memory.available(cpu) <= memory.capacity(cpu)
 
 
 # Logits, a few rows at a time

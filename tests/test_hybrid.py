@@ -841,7 +841,7 @@ def test_an_adapter_has_no_heads():
 def test_without_memory_for_a_copy_the_path_is_the_same_and_none_is_held(family, monkeypatch):
     held = nets.pair(family)
     assert not held.hybrid.lean
-    monkeypatch.setattr("driftlens.models.hybrid._free", lambda _: 0)
+    monkeypatch.setattr("driftlens.models.hybrid.available", lambda _: 0)
     lean = nets.pair(family)
     assert lean.hybrid.lean
     texts = nets.pack(nets.TEXTS)

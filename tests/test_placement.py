@@ -228,7 +228,7 @@ def test_a_pair_that_does_not_fit_is_refused_before_it_is_loaded(times, how, fol
         raise AssertionError("nothing should have been loaded")
 
     monkeypatch.setattr("driftlens.models.load._net", never)
-    monkeypatch.setattr(placement, "free", lambda _: free)
+    monkeypatch.setattr(placement, "available", lambda _: free)
     with pytest.raises(DriftlensError) as caught:
         ModelPair.load(*folders, **how)
     said = str(caught.value)
@@ -242,9 +242,9 @@ def test_a_pair_that_does_not_fit_is_refused_before_it_is_loaded(times, how, fol
 def test_what_lies_on_the_disk_needs_no_memory(folders, monkeypatch):
     everything = dict.fromkeys(MAP, "disk") | {"model.embed_tokens": "cpu"}
     rows = 2 * 320 * 32 * 4 / placement.FULL
-    monkeypatch.setattr(placement, "free", lambda _: rows + 1000)
+    monkeypatch.setattr(placement, "available", lambda _: rows + 1000)
     assert ModelPair.load(*folders, device_map=everything).base.hindrance
-    monkeypatch.setattr(placement, "free", lambda _: rows - 1000)
+    monkeypatch.setattr(placement, "available", lambda _: rows - 1000)
     with pytest.raises(DriftlensError, match="free memory on cpu"):
         ModelPair.load(*folders, device_map=everything)
 

@@ -336,7 +336,7 @@ def test_a_pair_for_which_memory_has_no_room_is_run_in_two_phases_unless_it_is_s
 ):
     net = nets.net("llama")
     one = sum(t.numel() * t.element_size() for t in [*net.parameters(), *net.buffers()])
-    monkeypatch.setattr(placement, "free", lambda _: int(1.5 * one))
+    monkeypatch.setattr(placement, "available", lambda _: int(1.5 * one))
     code, said = report("--no-two-phase")
     assert code == 2
     assert "--two-phase" in said

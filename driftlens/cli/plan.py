@@ -148,7 +148,7 @@ def _work(documents: int | None, tokens: int | None, text: Any, pack: Any, optio
 def _machine(memory: str | None, devices: int) -> "Machine":
     import torch
 
-    from driftlens.budget import capacity
+    from driftlens.models.memory import capacity
     from driftlens.plan import Machine
 
     if memory is not None:

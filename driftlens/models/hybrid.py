@@ -1,8 +1,6 @@
 """One net that stands anywhere between base and aligned, weight by weight."""
 
 import copy
-import os
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +17,7 @@ from driftlens.errors import DriftlensError
 
 from .heads import with_heads
 from .hooks import HookedModel
+from .memory import available
 from .model import Wants, likelihoods
 from .pieces import DIVISIONS, By, Owner, Piece, pieces
 from .placement import spread
@@ -284,7 +283,7 @@ class Twin(Hybrid):
     def _fits(self) -> bool:
         """Whether a copy of the weights, in float32 at least, leaves half of the memory free."""
         needed = sum(max(4, ours.element_size()) * ours.numel() for ours, _ in self.ends.values())
-        return needed <= _free(self.model.device) // 2
+        return needed <= available(self.model.device) // 2
 
     @torch.no_grad()
     def _check_alike(self) -> None:
@@ -684,17 +683,6 @@ def _matched(base: HookedModel, aligned: HookedModel) -> Ends:
             "one architecture and one vocabulary.",
         )
     return {key: (weight, theirs[key]) for key, weight in ours.items()}
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of memory that are free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        # A system that does not tell: its own allocator will.
-        return sys.maxsize
 
 
 def _weights(net: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from driftlens.errors import DriftlensError
 
+from .memory import available
+
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """Device maps that accelerate makes of the memory that it finds."""
 
@@ -84,20 +86,6 @@ def present(device: str | int) -> torch.device:
 
 
 # Whether they fit
-
-
-def free(device: torch.device) -> int:
-    """Bytes of memory that are free on a device; as much as can be counted where none can tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return sys.maxsize
-    try:
-        # What the system keeps of files it gives up again, and does not count as free.
-        told = Path("/proc/meminfo").read_text("ascii")
-        return 1024 * int(told.split("MemAvailable:")[1].split()[0])
-    except (OSError, IndexError):
-        return sys.maxsize
 
 
 def needed(net: nn.Module, places: DeviceMap | torch.device) -> dict[str, int]:
@@ -176,14 +164,14 @@ def room_on(place: str) -> int:
     """Bytes of memory that are free on a device, or on any."""
     if place == "disk":
         return sys.maxsize
-    return everywhere() if place == "any" else free(torch.device(place))
+    return everywhere() if place == "any" else available(torch.device(place))
 
 
 def everywhere() -> int:
     """Bytes of memory that are free on all devices together."""
     count = torch.cuda.device_count()
     devices = [torch.device("cuda", number) for number in range(count)]
-    return sum(map(free, [torch.device("cpu"), *devices]))
+    return sum(map(available, [torch.device("cpu"), *devices]))
 
 
 def gigabytes(bytes_: int) -> str:
