@@ -41,13 +41,11 @@ def parser(about: str, more: Mapping[str, tuple[int, str]]) -> argparse.Argument
     return found
 
 
-def nets(
-    width: int, depth: int, vocab: int, dtype: torch.dtype, device: str
-) -> tuple[nn.Module, nn.Module]:
-    """A Llama-shaped model with tied embeddings, and the same with a little noise on it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def config(width: int, depth: int, vocab: int):
+    """Of a Llama with tied embeddings."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=width,
         intermediate_size=64 * round(width * 8 / 3 / 64),
         num_hidden_layers=depth,
@@ -57,8 +55,17 @@ def nets(
         max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
+
+
+def nets(
+    width: int, depth: int, vocab: int, dtype: torch.dtype, device: str
+) -> tuple[nn.Module, nn.Module]:
+    """A Llama-shaped model with tied embeddings, and the same with a little noise on it."""
+    from transformers import LlamaForCausalLM
+
+    made = config(width, depth, vocab)
     with torch.device(device):
-        base, aligned = (LlamaForCausalLM(config).to(dtype).eval() for _ in range(2))
+        base, aligned = (LlamaForCausalLM(made).to(dtype).eval() for _ in range(2))
     aligned.load_state_dict(base.state_dict())
     random = torch.Generator(device).manual_seed(0)
     with torch.no_grad():

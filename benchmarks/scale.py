@@ -87,7 +87,7 @@ def planned(
     *, documents: int, tokens: int, rows: int, width: int, depth: int, vocab: int
 ) -> dict[str, int]:
     """Bytes besides weights, by name, of drift and forgetting in batches of so many rows."""
-    net = shape.planned(config(width, depth, vocab), "random")
+    net = shape.planned(pairs.config(width, depth, vocab), "random")
     work = plan.Work(documents * tokens, documents, ("text",), tokens)
     whole = plan.plan(net, None, plan.Machine(1, 64 * 10**9, "cpu"), work, dtype="float32")
     wants, _ = plan.wants_of(work)
@@ -96,21 +96,6 @@ def planned(
     kept = plan.host(net, work)
     # The two metrics of `memory.py` keep no states for probes.
     return shown | {name: kept[name] for name in ("sums of documents", "texts' windows")}
-
-
-def config(width: int, depth: int, vocab: int):
-    """That of `pairs.nets`."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        hidden_size=width,
-        intermediate_size=64 * round(width * 8 / 3 / 64),
-        num_hidden_layers=depth,
-        num_attention_heads=max(1, width // 64),
-        num_key_value_heads=max(1, width // 64),
-        vocab_size=vocab,
-        tie_word_embeddings=True,
-    )
 
 
 def peak(**sizes: int) -> dict[str, float]:
