@@ -39,8 +39,8 @@ class Value(NamedTuple):
 
     number: Estimate
     unit: str
-    adds: bool
-    """Whether it is a rise, which stands first."""
+    place: int
+    """Where it stands among those of its kind: what adds up, and is a rise, stands first."""
 
 
 class Losses(NamedTuple):
@@ -80,7 +80,8 @@ class Run:
             kind = f"{result.kind} of {side}" if side else result.kind
             for name, number in result.estimates().items():
                 if not np.isnan(number.value):
-                    told = Value(number, result.unit(name), name in result.adds)
+                    order = [*result.adds, name]
+                    told = Value(number, result.unit(name), order.index(name))
                     found.setdefault((result.pack, kind, name), told)
         return found
 
@@ -230,9 +231,9 @@ def _order(runs: Sequence[Run]) -> list[Key]:
     packs = list(dict.fromkeys(key[0] for key in keys))
     kinds = list(dict.fromkeys(key[:2] for key in keys))
 
-    def place(key: Key) -> tuple[int, int, bool]:
-        rise = any(run.values[key].adds for run in runs if key in run.values)
-        return packs.index(key[0]), kinds.index(key[:2]), not rise
+    def place(key: Key) -> tuple[int, int, int]:
+        within = min(run.values[key].place for run in runs if key in run.values)
+        return packs.index(key[0]), kinds.index(key[:2]), within
 
     return sorted((key for key in keys if not _repeats(key, runs)), key=place)
 

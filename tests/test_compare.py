@@ -3,17 +3,28 @@
 import json
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import nets
-from driftlens import Drift, Forgetting, ModelPair, TokenForgetting, cli, measure
+from driftlens import (
+    Drift,
+    Forgetting,
+    ModelPair,
+    SelectiveForgetting,
+    TokenForgetting,
+    cli,
+    measure,
+)
 from driftlens.comparison import compare, crossed, read
 from driftlens.errors import DriftlensError
 from driftlens.formulas.intervals import bootstrap
+from driftlens.packs import Example, Pack
 from driftlens.report import Report, render, schema
+from driftlens.results import Estimate
 
 PACK = nets.pack(nets.TEXTS)
 OTHER = nets.pack(nets.TEXTS[:-1])
@@ -40,6 +51,14 @@ def written(folder, pair, pack, **changed):
         **changed,
     }
     Report(folder.name, results, [], run).write(folder)
+    return folder
+
+
+def changed(folder, source, change):
+    """The report in another folder, with every result put through `change`; None leaves it out."""
+    report = Report.read(source)
+    results = [one for one in map(change, report.results) if one is not None]
+    Report(folder.name, results, (), report.run).write(folder, formats={"json", "parquet"})
     return folder
 
 
@@ -101,6 +120,59 @@ def test_what_has_no_documents_to_pair_has_no_interval_and_says_so(runs):
     assert np.isnan(found["difference_low"][1])
     apart = found["low"][1] > found["high"][0] or found["low"][0] > found["high"][1]
     assert found["intervals"][1] == ("apart" if apart else "overlap")
+
+
+def test_documents_that_differ_by_the_same_for_each_token_leave_no_doubt(runs, tmp_path):
+    def shifted(one):
+        if one.kind == "token_forgetting":
+            return replace(one, rise=one.rise + 0.5)
+        if one.kind == "forgetting":
+            return replace(one, loss_rise=Estimate(one.loss_rise.value + 0.5, 0.0, 9.0))
+        return one
+
+    found = rows(compare(read([runs["little"], changed(tmp_path / "x", runs["little"], shifted)])))
+    told = [found[f"difference{end}"][1] for end in ("", "_low", "_high")]
+    assert told == pytest.approx([0.5] * 3, abs=1e-9)
+
+
+def test_the_other_way_round_a_difference_changes_its_sign(runs):
+    there, back = (rows(held(runs, *names)) for names in (("little", "more"), ("more", "little")))
+    assert there["difference"][1] == pytest.approx(-back["difference"][1], abs=1e-12)
+    assert there["difference_low"][1] == pytest.approx(-back["difference_high"][1], abs=1e-12)
+
+
+def test_tokens_that_were_cut_otherwise_are_other_data(runs, tmp_path):
+    def cut(one):
+        return replace(one, position=one.position + 1) if one.kind == "token_forgetting" else one
+
+    found = compare(read([runs["little"], changed(tmp_path / "cut", runs["more"], cut)]))
+    assert set(found.result.pairing[found.result.run == 2]) == {"other tokens"}
+
+
+def test_what_one_run_did_not_measure_is_told_and_not_counted(runs, tmp_path):
+    def less(one):
+        return None if one.kind == "forgetting" else one
+
+    found = compare(read([runs["little"], changed(tmp_path / "less", runs["more"], less)]))
+    assert rows(found)["pairing"][1] == "not measured"
+    warned = {check.name: check.detail for check in found.checks if check.status == "warn"}
+    assert warned["measured in less"] == f"not there: forgetting ({PACK.name})"
+    assert " 0 differences from little are told" in found.result.summary()
+    back = compare(read([tmp_path / "less", runs["little"]]))
+    assert rows(back)["pairing"][1] == "not measured in the first"
+    assert " 0 differences from less are told" in back.result.summary()
+
+
+def test_what_is_worse_if_it_is_more_stands_first_of_its_kind(tmp_path):
+    sides = (("stereotype", "loud"), ("anti_stereotype", "quiet"))
+    said = [Example(f"A baker {n} is {s}", None, n, role) for n in range(4) for role, s in sides]
+    pack = Pack("triples", "stereotype", said)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, pair in zip(folders, pairs(), strict=True):
+        Report(folder.name, measure(pair, pack, [SelectiveForgetting()])).write(
+            folder, formats={"json", "parquet"}
+        )
+    assert compare(read(folders)).result.foremost[2] == "overall_forgetting"
 
 
 @pytest.mark.parametrize(("name", "why"), [("fewer", "other texts"), ("shorter", "other windows")])

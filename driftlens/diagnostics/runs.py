@@ -93,9 +93,8 @@ rise of the first pack.
         """The foremost figure of every run, and how many differences are told."""
         if not self.foremost:
             return "The runs have no value in common."
-        told = int(np.isfinite(self.difference).sum()) - len(self.quantities())
-        said = self.headline()
-        return f"{said[0].upper()}{said[1:]}. {max(0, told)} differences from {self.runs[0]} told."
+        told, said = np.isfinite(self.difference[self.run > 1]).sum(), self.headline()
+        return f"{said[0].upper()}{said[1:]}. {told} differences from {self.runs[0]} are told."
 
     def headline(self) -> str:
         """The foremost figure of the first run, and the others' differences from it."""
