@@ -80,6 +80,23 @@ CAUSAL: dict[str, Callable] = {
     ),
     "olmoe": lambda: hf.OlmoeConfig(**GROUPED, **MIXTURE),
 }
+MORE: dict[str, Callable] = {
+    "bloom": lambda: hf.BloomConfig(
+        vocab_size=WORDS,
+        hidden_size=32,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    ),
+    "falcon": lambda: hf.FalconConfig(**SHAPE, multi_query=True),
+    "mpt": lambda: hf.MptConfig(
+        vocab_size=WORDS, d_model=32, n_layers=3, n_heads=4, max_seq_len=96, expansion_ratio=2
+    ),
+}
+"""Families whose blocks add their parts to the stream otherwise, where they are asked for."""
+
 MASKED: dict[str, Callable] = {
     "bert": lambda: hf.BertConfig(**BERT),
     "roberta": lambda: hf.RobertaConfig(**{**SHAPE, "type_vocab_size": 1}),
@@ -105,7 +122,7 @@ def some(every: Iterable, quick: Iterable = QUICK) -> list:
 
 def net(family: str, seed: int = 0, **changes) -> nn.Module:
     """A random model, every weight of it drawn (norms and biases too), in evaluation mode."""
-    config = {**CAUSAL, **MASKED}[family]()
+    config = {**CAUSAL, **MORE, **MASKED}[family]()
     config.update(changes)
     auto = hf.AutoModelForMaskedLM if family in MASKED else hf.AutoModelForCausalLM
     with torch.random.fork_rng(devices=()):

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 OTHERS = BACKENDS[1:]
-FAMILIES = [*nets.CAUSAL, "bert", "roberta"]
+FAMILIES = [*nets.CAUSAL, *nets.MORE, "bert", "roberta"]
 QUICK = ("llama", "gpt2", "gemma2", "gpt-neox", "qwen2")
 PARTS = ("in", "heads", "attn", "mlp", "out")
 TOLERANCE = {"hooks": 0.0, "nnsight": 0.0, "transformer_lens": 1e-5}
@@ -132,6 +132,27 @@ def test_a_bridge_itself_names_the_same_places(folders, family):
         for hook in ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"):
             name = f"blocks.{layer}.{hook}"
             assert torch.equal(ours.base[name], cache[name])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_a_block_writes_into_after_it_passed_is_kept_as_it_passed(folders, backend):
+    """Falcon adds what attention gave to what its MLP gave, in place."""
+    model = loaded(folders("falcon"), backend)
+    batch = nets.batch(model)
+    for sites, gradients in ((("in", "attn", "mlp", "out"), True), (("mlp",), False)):
+        trace = model.trace(batch, Wants(frozenset(sites), None, gradients))
+        # A bridge hands on tensors of its own.
+        assert model.alters or backend == "transformer_lens"
+        if gradients:
+            for layer in range(model.depth):
+                read, attn, mlp, left = (trace.activations[Site(layer, part)] for part in sites)
+                seen = trace.batch.mask[..., None]
+                assert apart(left * seen, (read + attn + mlp) * seen) < 1e-6
+            whole = trace.activations[Site(1, "mlp")]
+    assert torch.equal(trace.activations[Site(1, "mlp")], whole)
+    # A gradient that begins at what is written into.
+    _, (by,) = model.by_state(batch, [Site(0, "mlp")], lambda logits: logits[None, :, 3])
+    assert by[Site(0, "mlp")].abs().sum() > 0
 
 
 # Live objects

@@ -53,6 +53,8 @@ class HookedModel:
         self.width = int(text.hidden_size)
         self.context = _context(self.body, text)
         self.source: dict[str, Any] = {}
+        self.alters = False
+        """Whether its blocks were seen to write into what their parts gave."""
 
     @property
     def device(self) -> torch.device:
@@ -332,6 +334,10 @@ class HookedModel:
         """Run the blocks over `batch` with `edits` in place, and keep what passes `sites`."""
         with self._tap(batch, sites, edits) as seen:
             self._forward(**self._inputs(batch))
+        if seen.altered:
+            # From now on what is handed on is a copy.
+            self.alters = True
+            return self._run(batch, sites, edits)
         return seen
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
@@ -492,17 +498,14 @@ class HookedModel:
             yield
 
     @contextmanager
-    def _tap(
-        self, batch: Batch, sites: Iterable[Site], edits: Edits
-    ) -> Iterator[Mapping[Site, Tensor]]:
+    def _tap(self, batch: Batch, sites: Iterable[Site], edits: Edits) -> Iterator["Seen"]:
         """Record what passes through `sites`, and replace what `edits` names, while inside."""
-        seen: dict[Site, Tensor] = {}
-        wanted = frozenset(sites)
+        seen, wanted = Seen(), frozenset(sites)
         places = sorted(wanted | frozenset(edits))
         for site in places:
             # Where a part is, is found by running the net, which must not meet our own hooks.
             self._place(site)
-        through = passing(batch, wanted, edits, seen)
+        through = passing(batch, wanted, edits, seen, self.alters)
         with ExitStack() as hooks:
             for site in places:
                 hooks.callback(self._register(site, through).remove)
@@ -542,10 +545,31 @@ class HookedModel:
         return self.blocks[number].get_submodule(name)
 
 
+class Seen(dict[Site, Tensor]):
+    """What passed through each site."""
+
+    def __init__(self) -> None:
+        self.versions: dict[Site, int] = {}
+        """How often each tensor had been written to when it passed."""
+
+    @property
+    def altered(self) -> bool:
+        """Whether a block wrote into a tensor after it had passed."""
+        return any(self[site]._version != version for site, version in self.versions.items())
+
+
 def passing(
-    batch: Batch, wanted: Collection[Site], edits: Edits, seen: dict[Site, Tensor]
+    batch: Batch, wanted: Collection[Site], edits: Edits, seen: Seen, copies: bool
 ) -> Callable[[Site, Tensor], Tensor]:
-    """What becomes of the tensor at a site: replaced if `edits` says so, kept if it is wanted."""
+    """What becomes of the tensor at a site: replaced if `edits` says so, kept if it is wanted.
+
+    Args:
+        batch: What is read.
+        wanted: Which sites are kept.
+        edits: What is put in place of a site's tensor.
+        seen: Where it is kept.
+        copies: Whether to hand on a copy of what is kept, as blocks write into it.
+    """
     shape = (*batch.ids.shape, -1)
 
     def pass_through(site: Site, given: Tensor) -> Tensor:
@@ -554,9 +578,13 @@ def passing(
         if site in edits:
             stream = edits[site](stream)
         if site in wanted:
+            copied = copies
             if torch.is_grad_enabled() and not stream.requires_grad:
                 stream = stream.detach().requires_grad_()
-            seen[site] = stream
+                # What a gradient begins at may not be written into.
+                copied = True
+            seen[site], seen.versions[site] = stream, stream._version
+            stream = stream.clone() if copied else stream
         return stream.reshape(given.shape)
 
     return pass_through
@@ -580,9 +608,18 @@ def _instead(module: nn.Module, forward: Callable) -> Iterator[None]:
 def _recorder(seen: dict, key: tuple[int, str]) -> Callable:
     def record(_: nn.Module, inputs: tuple, keywords: dict, output: object) -> None:
         # A child of a block may read something else than a stream.
-        seen[key] = (inputs[0] if inputs else keywords.get("hidden_states"), output)
+        entered = inputs[0] if inputs else keywords.get("hidden_states")
+        # Some blocks add to what a part gave in place, once it has left.
+        seen[key] = (_copied(entered), _copied(output))
 
     return record
+
+
+def _copied(what: Any) -> Any:
+    """A tensor as it is now, alone or first in a tuple."""
+    if isinstance(what, tuple) and what:
+        return (_copied(what[0]), *what[1:])
+    return what.clone() if isinstance(what, Tensor) else what
 
 
 def _entering(inputs: tuple, keywords: Mapping[str, Any]) -> Tensor:

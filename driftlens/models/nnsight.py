@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from driftlens.errors import DriftlensError
 
-from .hooks import HookedModel, first, passing, with_first
+from .hooks import HookedModel, Seen, first, passing, with_first
 from .model import Edits
 from .sites import Site
 from .tokens import Batch
@@ -86,10 +86,11 @@ class TracedModel(HookedModel):
                 found="one that was not dispatched",
                 remedy="Load it with dispatch=True, or look by run_with_cache(…, remote=True).",
             )
-        wanted, seen = frozenset(sites), dict[Site, Tensor]()
+        wanted, seen = frozenset(sites), Seen()
         places = sorted(wanted | frozenset(edits), key=_turn)
         envoys = [(site, self._envoys[self._place(site)]) for site in places]
-        through, inputs = passing(batch, wanted, edits, seen), self._inputs(batch)
+        through = passing(batch, wanted, edits, seen, self.alters)
+        inputs = self._inputs(batch)
         # Only the blocks are run, and nothing is done to what they are given.
         with self.traced.trace(batch.ids, fn=lambda *_, **__: self.body(**inputs)):
             for site, envoy in envoys:
@@ -98,6 +99,9 @@ class TracedModel(HookedModel):
                 else:
                     given = envoy.output
                     envoy.output = with_first(given, through(site, first(given)))
+        if seen.altered:
+            self.alters = True
+            return self._run(batch, sites, edits)
         return seen
 
     @cached_property

@@ -50,6 +50,9 @@ class BridgedModel(HookedModel):
         """The modules of a block by the names that they had before, each with its wrapping."""
         named: dict[str, nn.Module] = {}
         for name, module in self.blocks[number].named_modules():
+            # A hook point hands on what it is given: it writes nothing of its own.
+            if type(module).__name__ == "HookPoint":
+                continue
             # What is inside a wrapping has its name, and the wrapping comes first.
             named.setdefault(f"{name}.".replace(WRAPPED, "").removesuffix("."), module)
         return named.items()
