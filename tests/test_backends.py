@@ -277,6 +277,44 @@ def test_hooks_of_the_user_on_a_bridge_are_felt(folders):
     assert isinstance(ModelPair(model, model).base.bare, HookedModel)
 
 
+def test_heads_that_a_bridge_maps_one_by_one_are_refused_and_all_else_is_seen(folders):
+    mine = live_bridge(folders("llama"))
+    model, batch = ModelPair.alone(mine).base, nets.batch(loaded(folders("llama"), "hooks"))
+    heads, others = Wants(frozenset({"heads"}), None), Wants(frozenset({"attn", "out"}), None)
+    before = {parts: model.trace(batch, parts).activations for parts in (heads, others)}
+    mine.set_use_attn_result(True)
+    for again in (model, ModelPair.alone(mine).base):
+        with pytest.raises(DriftlensError, match=r"use_attn_result.*set_use_attn_result\(False\)"):
+            again.trace(batch, heads)
+        seen = again.trace(batch, others).activations
+        assert max(apart(z, seen[site]) for site, z in before[others].items()) < 1e-5
+    mine.set_use_attn_result(False)
+    seen = model.trace(batch, heads).activations
+    assert all(torch.equal(z, seen[site]) for site, z in before[heads].items())
+
+
+def test_a_hook_point_is_no_part_of_a_net_in_half_precision(tmp_path):
+    """BLOOM's MLP adds the stream itself, which a hook point of the block hands on as it is."""
+    from transformers import AutoModelForCausalLM, BloomConfig
+
+    config = BloomConfig(vocab_size=nets.WORDS, hidden_size=32, n_layer=3, n_head=4)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        net = AutoModelForCausalLM.from_config(config)
+    place = nets.saved(nets.moved(net, 0.15, 0).to(torch.bfloat16), tmp_path)
+    ours, theirs = (loaded(place, backend) for backend in BACKENDS[:2])
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    wants, batch = wanted(ours), nets.batch(ours)
+    assert wanted(theirs) == wants
+    assert {"attn", "heads"} <= wants.parts
+    one, other = (model.trace(batch, wants) for model in (ours, theirs))
+    seen = one.batch.mask[..., None]
+    # Eight bits of mantissa, over three blocks.
+    assert (
+        max(apart(z * seen, other.activations[s] * seen) for s, z in one.activations.items()) < 0.02
+    )
+
+
 def test_edits_that_stand_in_every_trace_of_nnsight_are_refused(folders):
     mine = live_nnsight(folders("llama"))
     with mine.edit(inplace=True):
@@ -463,6 +501,29 @@ def test_a_filter_keeps_what_it_names(folders):
             cache.base["1.out"]
     with pytest.raises(DriftlensError, match=r"blocks\.2\.hook_resid_post"):
         pair.run_with_cache(ids, "blocks.3.hook_resid_post")
+
+
+def test_a_name_of_no_site_is_in_no_cache(folders):
+    _, cache = ModelPair.alone(folders("llama")).run_with_cache(torch.tensor([0, 30]), Site(1))
+    assert list(cache.base) == ["blocks.1.hook_resid_post"]
+    assert "1.out" in cache.base
+    for other in ("2.out", "ln_final.hook_normalized", "", 3):
+        assert other not in cache.base
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ([], "no text"),
+        (torch.zeros(1, 0, dtype=torch.long), r"int64 of shape \[1, 0\]"),
+        (torch.zeros(1, 4), r"float32 of shape \[1, 4\]"),
+        (torch.tensor([[5, -1]]), "the least is -1"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), r"shape \[1, 2, 3\]"),
+    ],
+)
+def test_what_is_neither_text_nor_ids_is_refused_by_hand(folders, texts, told):
+    with pytest.raises(DriftlensError, match=told):
+        ModelPair.alone(folders("llama")).run_with_cache(texts)
 
 
 # Names and imports

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAMES: dict[Part, str] = {part: hook for hook, part in reversed(HOOKS.items())}
 """The first name of each part in a block."""
 
-Filter = str | Sequence[str] | Callable[[str], bool] | None
+Filter = str | Site | Sequence[str | Site] | Callable[[str], bool] | None
 
 
 class Cache(Mapping[str, Tensor]):
@@ -51,7 +51,11 @@ class Cache(Mapping[str, Tensor]):
         return len(self._kept)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str | Site) and Site.of(name) in self._kept
+        try:
+            return isinstance(name, str | Site) and Site.of(name) in self._kept
+        except DriftlensError:
+            # What is no site's name is in no cache.
+            return False
 
 
 @dataclass(frozen=True)
@@ -152,16 +156,16 @@ def _sites(model: Model, names: Filter) -> frozenset[Site]:
         return frozenset(every)
     if callable(names):
         return frozenset(site for site in every if names(hook_name(site)))
-    asked = [names] if isinstance(names, str) else names
+    asked = [names] if isinstance(names, str | Site) else names
     for name in asked:
         if Site.of(name) not in every:
-            raise unknown(name, map(hook_name, every))
+            raise unknown(str(name), map(hook_name, every))
     return frozenset(map(Site.of, asked))
 
 
 def _batch(pair: "ModelPair", texts: str | Sequence[str] | Tensor) -> Batch:
     if isinstance(texts, Tensor):
-        ids = texts if texts.ndim == 2 else texts[None]
+        ids = _checked(texts[None] if texts.ndim == 1 else texts)
         return _whole(ids, torch.ones_like(ids, dtype=torch.bool))
     texts = [texts] if isinstance(texts, str) else texts
     ours, theirs = ([m.tokenizer(t)["input_ids"] for t in texts] for m in (pair.base, pair.aligned))
@@ -171,10 +175,29 @@ def _batch(pair: "ModelPair", texts: str | Sequence[str] | Tensor) -> Batch:
             found=f"those of {pair.base.name} and {pair.aligned.name}, which do not",
             remedy="Give token ids, or use frames(), which finds the same places of the texts.",
         )
+    if not all(ours) or not ours:
+        raise DriftlensError(
+            "texts of at least one token each",
+            found="one without" if ours else "no text",
+            remedy="Leave out what is empty.",
+        )
     rows = [torch.tensor(row) for row in ours]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return _whole(ids, torch.arange(ids.shape[1]) < lengths[:, None])
+
+
+def _checked(ids: Tensor) -> Tensor:
+    """[batch, token] ids as they are, or an error that says why they are none."""
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.ndim == 2 and ids.numel() and whole and int(ids.min()) >= 0:
+        return ids.long()
+    raise DriftlensError(
+        "[token] or [batch, token] ids: whole numbers from 0, at least one",
+        found=f"{str(ids.dtype).removeprefix('torch.')} of shape {[*ids.shape]}"
+        + (f", of which the least is {ids.min()}" if ids.numel() and whole else ""),
+        remedy="Give what a tokenizer makes of texts, or the texts.",
+    )
 
 
 def _whole(ids: Tensor, mask: Tensor) -> Batch:

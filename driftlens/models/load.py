@@ -367,8 +367,9 @@ def sketch(name: str, revision: str | None, hub: dict, how: dict) -> nn.Module:
     """
     from transformers import AutoConfig
 
+    place = _place(name)
     try:
-        config = AutoConfig.from_pretrained(_place(name), revision=revision, **hub)
+        config = AutoConfig.from_pretrained(place, revision=revision, **hub)
         dtype = config.dtype if how["dtype"] == "auto" else how["dtype"]
         with torch.device("meta"):
             return _auto(config).from_config(

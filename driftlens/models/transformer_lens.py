@@ -16,6 +16,7 @@ from torch import nn
 from driftlens.errors import DriftlensError
 
 from .hooks import HookedModel
+from .sites import Site
 
 WRAPPED = "_original_component."
 """What a bridge puts into the name of a parameter for each wrapping."""
@@ -56,6 +57,20 @@ class BridgedModel(HookedModel):
             # What is inside a wrapping has its name, and the wrapping comes first.
             named.setdefault(f"{name}.".replace(WRAPPED, "").removesuffix("."), module)
         return named.items()
+
+    def _module(self, site: Site) -> str | None:
+        """The module of the block at whose end a place is; `heads` are at the entry of theirs.
+
+        Raises:
+            DriftlensError: Attention does not run its output map.
+        """
+        if site.part == "heads" and getattr(self.bridge.cfg, "use_attn_result", False):
+            raise DriftlensError(
+                "a bridge whose attention runs its output map, to see what enters that",
+                found="use_attn_result, by which each head is mapped by itself",
+                remedy="Call set_use_attn_result(False) on it, or leave out heads.",
+            )
+        return super()._module(site)
 
     def _part(self, number: int, name: str) -> nn.Module:
         """A module of a block by its name in it."""
