@@ -84,6 +84,19 @@ def test_activations_gradients_and_edits_are_those_of_plain_hooks(folders, famil
         assert apart(*(m.readout(one.predictors) for m in (ours, theirs))) <= TOLERANCE[backend]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_inference_mode_shows_the_same(folders, family, backend):
+    model = loaded(folders(family), backend)
+    batch = nets.batch(model)
+    with torch.inference_mode():
+        first = model.trace(batch, wanted(model))
+    one = model.trace(batch, wanted(model))
+    assert first.activations.keys() == one.activations.keys()
+    assert all(torch.equal(z, first.activations[site]) for site, z in one.activations.items())
+    assert torch.equal(one.predictors, first.predictors)
+
+
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("family", nets.some(nets.CAUSAL, QUICK))
 def test_a_model_is_resumed_at_every_block(folders, family, backend):

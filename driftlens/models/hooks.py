@@ -583,7 +583,12 @@ def passing(
                 stream = stream.detach().requires_grad_()
                 # What a gradient begins at may not be written into.
                 copied = True
-            seen[site], seen.versions[site] = stream, stream._version
+            seen[site] = stream
+            if stream.is_inference():
+                # In inference mode it is not counted how often a tensor was written to.
+                copied = True
+            else:
+                seen.versions[site] = stream._version
             stream = stream.clone() if copied else stream
         return stream.reshape(given.shape)
 
