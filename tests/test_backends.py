@@ -522,6 +522,7 @@ def test_a_name_of_no_site_is_in_no_cache(folders):
     assert "1.out" in cache.base
     for other in ("2.out", "ln_final.hook_normalized", "", 3):
         assert other not in cache.base
+        assert cache.base.get(other) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class Cache(Mapping[str, Tensor]):
         if site not in self._kept:
             raise KeyError(f"{site} was not kept; kept are {', '.join(self)}")
         return self._kept[site]
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        """The activation at a site, or `default` where it was not kept or there is none."""
+        return self[name] if name in self else default
 
     def __iter__(self) -> Iterator[str]:
         return map(hook_name, self._kept)
