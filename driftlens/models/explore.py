@@ -46,7 +46,9 @@ class Cache(Mapping[str, Tensor]):
 
     def get(self, name: Any, default: Any = None) -> Any:
         """The activation at a site, or `default` where it was not kept or there is none."""
-        return self[name] if name in self else default
+        if name not in self:
+            return default
+        return self[name]
 
     def __iter__(self) -> Iterator[str]:
         return map(hook_name, self._kept)
