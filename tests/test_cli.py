@@ -819,9 +819,7 @@ def test_a_report_of_standard_input_in_a_process_of_its_own(models, tmp_path):
 def test_an_error_is_one_message_in_a_process_of_its_own(tmp_path):
     found = process("report", "./none", "./none", "--out", "out", cwd=tmp_path)
     assert (found.returncode, found.stdout) == (3, "")
-    plan, verdict = found.stderr.strip().splitlines()
-    assert plan.startswith("plan: both models on one device")
-    assert "nats a token" in verdict
+    assert len(found.stderr.strip().splitlines()) == 1, found.stderr
     assert list(tmp_path.iterdir()) == []
 
 
