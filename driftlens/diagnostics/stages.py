@@ -640,7 +640,8 @@ def _whole(rows: Mapping[str, np.ndarray], key: Sequence[str]) -> str:
     span = str(rows["span"][0]).replace(" → ", " to ")
     if diagnostic != "forgetting":
         return f"{quantity.replace('_', ' ')} {number} {rows['unit'][0]} on {pack} from {span}"
-    if abs(number.value) <= np.nan_to_num(rows["noise_floor"][0]):
+    # No number is at or below a floor that is not known.
+    if number.value == 0 or abs(number.value) <= rows["noise_floor"][0]:
         return f"from {span} nothing was lost on {pack} that can be told from noise"
     verb = "lost" if number.value > 0 else "gained"
     straddles = "(an interval that includes none) " if number.low <= 0 <= number.high else ""

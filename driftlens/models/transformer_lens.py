@@ -74,7 +74,12 @@ class BridgedModel(HookedModel):
 
     def _part(self, number: int, name: str) -> nn.Module:
         """A module of a block by its name in it."""
-        return dict(self._named(number))[name]
+        return self._parts[number][name]
+
+    @cached_property
+    def _parts(self) -> list[dict[str, nn.Module]]:
+        """[block] its modules by name: a trace asks for each of its places."""
+        return [dict(self._named(number)) for number in range(self.depth)]
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
