@@ -47,7 +47,8 @@ class TracedModel(HookedModel):
     @property
     def absent(self) -> bool:
         """Whether its weights are not here."""
-        return any(parameter.is_meta for parameter in self.net.parameters())
+        # Asked at every trace; and what is offloaded is absent from the net, but not from here.
+        return not getattr(self.traced, "dispatched", True)
 
     def has(self, site: Site) -> bool:
         """Whether there is such a place; without weights only streams can be told from others."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from driftlens.errors import DriftlensError
 
@@ -58,7 +58,7 @@ class Site:
             return EMBED
         number, _, part = name.partition(".")
         if number.isdigit() and part in get_args(Part):
-            return cls(int(number), part)  # type: ignore[arg-type]
+            return cls(int(number), cast(Part, part))
         if match := _BLOCK.match(name):
             rest = name[match.end() :].removeprefix(".")
             if rest in HOOKS and match[0].startswith("blocks."):
