@@ -27,6 +27,7 @@ from .models.tokens import Encoder
 from .packs import Pack, refuse_others
 from .partial import Partial
 from .results import Check, Result
+from .sweeps import Choices
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,13 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
     "stereotype": lambda o: (SelectiveForgetting(o.seed),),
     "contrast": lambda o: (Polarity(o.layers, o.seed, published=o.published_polarity),),
     "roles": lambda o: (Directions(o.layers, seed=o.seed),),
+    "preference": lambda o: (),
+    "prompt": lambda o: (),
 }
 """The metrics that are taken of each kind of pack, in the order in which they are read."""
+
+OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: ()  # noqa: E731
+"""The same of packs of choices, which are read at the first tokens of their answers."""
 
 KEPT = 80
 """Examples of each pack that is to be kept, at most, where a report steers."""

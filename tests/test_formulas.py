@@ -102,13 +102,17 @@ def test_comparison_is_what_its_fields_say(dtype):
         "kl_aligned_base": scipy.special.rel_entr(np.exp(a), np.exp(b)).sum(-1),
         "base_top": base.argmax(-1),
         "aligned_top": aligned.argmax(-1),
+        "base_top_logprob": b.max(-1),
+        "aligned_top_logprob": a.max(-1),
+        "base_logprob_of_top": b[rows, aligned.argmax(-1)],
+        "base_rank_of_top": (base > base[rows, aligned.argmax(-1)][:, None]).sum(-1),
         "base_outside": np.zeros(len(base)),
         "aligned_outside": np.zeros(len(base)),
     }
     assert oracle.keys() == found._asdict().keys()
     for name, value in oracle.items():
         kind = getattr(found, name).dtype
-        whole = name.endswith(("rank", "top"))
+        whole = name.endswith(("rank", "top")) and "logprob" not in name
         assert kind == (torch.int64 if whole else torch.promote_types(dtype, torch.float32))
         np.testing.assert_allclose(getattr(found, name), value, err_msg=name, **exact)
 
@@ -186,6 +190,17 @@ def test_different_vocabularies_are_compared_over_what_they_share(scattered):
     torch.testing.assert_close(found.base_entropy, divergence.entropy(base))
     torch.testing.assert_close(found.aligned_entropy, divergence.entropy(aligned))
     assert torch.equal(found.aligned_logprob, divergence.gold(aligned, other))
+    own = dict(zip(aligned_ids.tolist(), base_ids.tolist(), strict=True))
+    for row, top in enumerate(aligned.argmax(-1).tolist()):
+        logprob, rank = (z[row].item() for z in (found.base_logprob_of_top, found.base_rank_of_top))
+        if top not in own:
+            assert math.isnan(logprob)
+            assert rank == -1
+            continue
+        assert logprob == pytest.approx(base.log_softmax(-1)[row, own[top]].item(), abs=1e-12)
+        assert rank == (base[row] > base[row, own[top]]).sum()
+    assert (found.base_rank_of_top == -1).any()
+    assert (found.base_rank_of_top >= 0).any()
 
 
 def test_sharing_all_ids_is_not_sharing_in_name_only():

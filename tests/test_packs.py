@@ -701,3 +701,53 @@ def test_an_unknown_pack_is_told_those_that_there_are():
     with pytest.raises(DriftlensError) as caught:
         Pack.load("wrold")
     assert all(name in str(caught.value) for name in STANDARD)
+
+
+def prompts(folder_, *rows):
+    return Pack.read(write(folder_, "asked.jsonl", plain("\n".join(map(json.dumps, rows)))))
+
+
+def test_a_prompt_may_have_right_answers_and_rules(tmp_path):
+    rules = {"max_words": 5, "contains": "tea", "json": False, "matches": ["^a", "b$"]}
+    pack = prompts(
+        tmp_path,
+        {"prompt": "What is 2 + 2?", "answer": 4, "topic": "sums", "group": 3},
+        {"prompt": "What do you drink?", "answers": ["tea", "milk"], "format": "plain"},
+        {"prompt": "Speak.", "rules": rules},
+    )
+    assert pack.kind == "prompt"
+    one, two, three = pack.examples
+    assert (one.choices, one.wanted, one.topic, one.group) == (("4",), (0,), "sums", 3)
+    assert (two.choices, two.wanted, two.form) == (("tea", "milk"), (0, 1), "plain")
+    assert dict(three.rules) == {**rules, "contains": ("tea",), "matches": ("^a", "b$")}
+    assert len({pack.sha256, prompts(tmp_path, {"prompt": "Speak."}).sha256}) == 2
+
+
+BAD_PROMPTS = {
+    "no text": ({"prompt": " "}, "`prompt` to be a text"),
+    "a group that is none": ({"prompt": "a", "group": 1.5}, "`group` to be a string or a whole"),
+    "no answer": ({"prompt": "a", "answers": [" "]}, "`answers` to be a right answer, or a list"),
+    "a true answer": ({"prompt": "a", "answer": True}, "`answers` to be a right answer"),
+    "rules in a list": ({"prompt": "a", "rules": ["json"]}, "`rules` to be an object of rules"),
+    "an unknown rule": ({"prompt": "a", "rules": {"max_word": 3}}, "found 'max_word'"),
+    "a rule without a number": ({"prompt": "a", "rules": {"max_words": "3"}}, "a whole number"),
+    "a rule below 0": ({"prompt": "a", "rules": {"min_words": -1}}, "a whole number"),
+    "true as a number": ({"prompt": "a", "rules": {"min_words": True}}, "a whole number"),
+    "a rule without a text": ({"prompt": "a", "rules": {"begins": [""]}}, "a text, or a list of"),
+    "a rule that is not true": ({"prompt": "a", "rules": {"json": 1}}, "true or false"),
+    "a broken pattern": ({"prompt": "a", "rules": {"matches": "("}}, "found '('"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_PROMPTS)
+def test_a_prompt_that_cannot_be_asked_is_refused(what, tmp_path):
+    row, said = BAD_PROMPTS[what]
+    with pytest.raises(DriftlensError) as caught:
+        prompts(tmp_path, row)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_pairs_of_answers_are_no_prompts(tmp_path):
+    with pytest.raises(DriftlensError, match="driftlens check"):
+        prompts(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"})

@@ -134,6 +134,20 @@ class Comparison(NamedTuple):
     aligned_top: Tensor
     """[row] the same of the aligned model."""
 
+    base_top_logprob: Tensor
+    """[row] log-probability of the greatest logit, in nats: how sure the model is."""
+
+    aligned_top_logprob: Tensor
+    """[row] the same of the aligned model."""
+
+    base_logprob_of_top: Tensor
+    """[row] log-probability that base gives to what aligned holds likeliest, in nats; where
+    vocabularies differ, NaN if base has no such token."""
+
+    base_rank_of_top: Tensor
+    """[row] how many ids base holds strictly likelier than that one; −1 if it has no such token,
+    or no distribution."""
+
     base_outside: Tensor
     """[row] probability of the ids that are not shared; 0 of equal vocabularies."""
 
@@ -274,6 +288,12 @@ class Shared(NamedTuple):
     outside: Tensor
     """[id] the others."""
 
+    def ids(self, device: torch.device) -> Tensor:
+        """[id] the shared ids, in the order of the pairing."""
+        if isinstance(self.inside, slice):
+            return torch.arange(self.inside.start, self.inside.stop, device=device)
+        return self.inside
+
     @classmethod
     def of(cls, ids: Tensor, vocab: int) -> "Shared":
         """Shared ids of a vocabulary; consecutive ones become a slice, which copies nothing."""
@@ -302,9 +322,12 @@ def _compare(
         "aligned_entropy": a.total.log() - a.mean(a.below),
         "base_top": b.logits.argmax(-1),
         "aligned_top": a.logits.argmax(-1),
+        "base_top_logprob": -b.total.log(),
+        "aligned_top_logprob": -a.total.log(),
         "base_outside": torch.zeros_like(b.total),
         "aligned_outside": torch.zeros_like(a.total),
     }
+    numbers |= _of_top(b, numbers["aligned_top"], ids)
     if ids is not None:
         numbers["base_outside"] = b.weight[:, ids[0].outside].sum(-1) / b.total
         numbers["aligned_outside"] = a.weight[:, ids[1].outside].sum(-1) / a.total
@@ -316,6 +339,28 @@ def _compare(
         kl_aligned_base=offset - a.mean(ratio),
         **numbers,
     )
+
+
+def _of_top(b: Weights, top: Tensor, ids: tuple[Shared, Shared] | None) -> dict[str, Tensor]:
+    """What base says of what aligned holds likeliest."""
+    known = torch.ones_like(top, dtype=torch.bool)
+    if ids is not None:
+        top, known = _translated(top, ids)
+    logprob, rank = _gold(b, top), _rank(b, top)
+    return {
+        "base_logprob_of_top": logprob.where(known, torch.nan),
+        "base_rank_of_top": rank.where(known, -1),
+    }
+
+
+def _translated(top: Tensor, ids: tuple[Shared, Shared]) -> tuple[Tensor, Tensor]:
+    """[row] ids of aligned as those of base, and whether base has such tokens; 0 if not."""
+    ours, theirs = (one.ids(top.device) for one in ids)
+    size = int(max(theirs.max(), top.max())) + 1
+    table = torch.full((size,), -1, dtype=torch.long, device=top.device)
+    table[theirs] = ours
+    found = table[top]
+    return found.clamp_min(0), found >= 0
 
 
 def _lens(b: Weights, a: Weights) -> tuple[Tensor, Tensor]:

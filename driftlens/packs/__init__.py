@@ -16,6 +16,7 @@ from .pack import (
     refuse_others,
     shipped,
 )
+from .prompt import RULES
 from .rows import named, string, table, wrong
 from .twins import Twins, between
 
@@ -28,6 +29,7 @@ __all__ = [
     "MARKER",
     "REPLIES",
     "ROLES",
+    "RULES",
     "SIDES",
     "STANDARD",
     "TWINS",

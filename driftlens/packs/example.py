@@ -53,10 +53,14 @@ class Example:
     parted where some are learnt from and others judged."""
 
     choices: tuple[str, ...] = ()
-    """In a pack of choices, how the text may go on."""
+    """In a pack of choices, how the text may go on; in one of prompts, the answers that are right,
+    if any are known."""
 
     wanted: tuple[int, ...] = ()
     """Numbers of the choices that agree, or are right; the others refuse, or are wrong."""
+
+    rules: tuple[tuple[str, Any], ...] = ()
+    """In a pack of prompts, what an answer must satisfy, as name and setting: see `RULES`."""
 
 
 def example_of(where: str, record: Mapping[str, Any]) -> Example:

@@ -13,10 +13,11 @@ from driftlens.errors import DriftlensError
 from .choice import CAA, check_choices, choice_example
 from .contrast import check_contrasts, contrasts
 from .example import ANSWERS, ROLES, SIDES, TWINS, Example, example_of, stereotypes_of
+from .prompt import prompt_example
 from .roles import check_roles, first_of_roles, role_example
 from .rows import Row, contents, decoded, form_of, json_lines, named, rows_of
 
-KINDS = ("text", "stereotype", "preference", "contrast", "roles", "choice")
+KINDS = ("text", "stereotype", "preference", "contrast", "roles", "choice", "prompt")
 """The kinds of pack that this version can ask about."""
 
 STANDARD = ("world", "everyday", "stereotypes", "deeds")
@@ -50,6 +51,8 @@ class Pack:
                 record.append(example.family)
             if example.choices:
                 record += [example.choices, example.wanted]
+            if example.rules:
+                record.append(example.rules)
             digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
@@ -135,9 +138,10 @@ class Pack:
         one of two opposites (`pair_id`, `polarity`, `statement`), or a text of one of two roles
         (`polarity`, `prompt` and perhaps `response` and `pair_id`), or a choice (`prompt`,
         `agree`, `refuse`; or `prompt`, `right`, `wrong`; or `question`, `choices`, `answer`; or as
-        published with contrastive activation addition). The CSV in which opposites were
-        published is read as it is. What a file holds is told by its name; of standard
-        input, by how it begins.
+        published with contrastive activation addition), or a `prompt` alone, which is to be
+        answered (and perhaps the `answers` that are right, and `rules` for them). The CSV in
+        which opposites were published is read as it is. What a file holds is told by its name; of
+        standard input, by how it begins.
 
         Raises:
             LoadError: The file is missing or cannot be read.
@@ -163,6 +167,8 @@ def _made(kind: str, name: str, rows: Sequence[Row], card: Mapping[str, Any]) ->
         return [role_example(*row) for row in rows]
     if kind == "choice":
         return [choice_example(*row, card) for row in rows]
+    if kind == "prompt":
+        return [prompt_example(*row) for row in rows]
     return [example_of(*row) for row in rows]
 
 
@@ -344,6 +350,7 @@ LAYOUTS = {
     ("prompt", "right", "wrong"): "choice",
     CAA: "choice",
     ("question", "choices", "answer"): "choice",
+    ("prompt",): "prompt",
 }
 """Fields by which a row is known, and the kind of pack that such rows make."""
 
@@ -352,10 +359,10 @@ def _kind(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The kind of pack that the rows of a file make; all must be of the first one's layout."""
     first = None
     for where, record in rows:
+        if set(ANSWERS) <= record.keys():
+            raise _preferences(where)
         fields = next((fields for fields in LAYOUTS if set(fields) <= record.keys()), None)
         if fields is None or fields != (first or fields):
-            if set(ANSWERS) <= record.keys():
-                raise _preferences(where)
             wanted = [first] if first else LAYOUTS
             raise DriftlensError(
                 f"{' or '.join(', '.join(f'`{n}`' for n in names) for names in wanted)} on {where}"
