@@ -1,6 +1,7 @@
 """Texts as tokens, units and windows: nothing is lost, and nothing counts twice."""
 
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -244,6 +245,22 @@ def test_windows_of_which_nothing_is_scored_are_shown_all_the_same():
     at_once = pair.frame(encoder, encoder.plan)
     assert float(total.sum()) == pytest.approx(float(at_once.likelihoods[0].sum()), abs=1e-5)
     assert at_once.scored.end.max() == 9
+
+
+def test_scored_units_are_counted_from_the_end_of_the_prompt_over_all_windows():
+    text = max(nets.TEXTS, key=len)
+    pack = nets.pack([text, "I do."])
+    half = Pack("half", "text", [replace(pack.examples[0], scored=(20, 60)), pack.examples[1]])
+    pair = nets.pair("llama")
+    seen: dict[int, list] = {}
+    for frame in pair.frames(half, rows=1, length=12):
+        assert frame.encoder.windowed == 1
+        rows = zip(frame.scored.document, frame.scored.position, frame.order_of_scored, strict=True)
+        for document, position, order in rows:
+            seen.setdefault(int(document), []).append((int(position), int(order)))
+    for found in seen.values():
+        assert [order for _, order in sorted(found)] == list(range(len(found)))
+    assert min(seen[0])[0] > 5
 
 
 def test_a_stereotype_is_scored_from_its_beginning():

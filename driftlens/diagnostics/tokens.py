@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from driftlens.formulas.streams import PerDocument, Rows
-from driftlens.formulas.words import KINDS, kinds
+from driftlens.formulas.words import KINDS
 from driftlens.metric import Metric
 from driftlens.models import Frame
 from driftlens.results import (
@@ -262,7 +262,7 @@ class TokenKinds(Metric[TokenKindsResult]):
         scored = frame.scored
         rows = np.zeros((len(base), len(KINDS), 3))
         here = np.arange(len(base))
-        rows[here, _kinds(frame)] = np.stack([np.ones_like(base), base - aligned, -base], 1)
+        rows[here, frame.kind_of_scored] = np.stack([np.ones_like(base), base - aligned, -base], 1)
         self.sums.update(scored.document, rows.reshape(len(base), -1))
 
     def compute(self) -> TokenKindsResult:
@@ -285,18 +285,6 @@ class TokenKinds(Metric[TokenKindsResult]):
                 base_loss=loss / tokens,
                 of_loss=rise / rise.sum(),
             )
-
-
-def _kinds(frame: Frame) -> np.ndarray:
-    """[scored unit] number of its kind."""
-    scored = frame.scored
-    found = np.zeros(len(scored.document), dtype=np.int64)
-    for document in np.unique(scored.document):
-        rows = np.flatnonzero(scored.document == document)
-        spans = list(zip(scored.start[rows].tolist(), scored.end[rows].tolist(), strict=True))
-        names = kinds(frame.encoder.pack.examples[document].text, spans)
-        found[rows] = [KINDS.index(name) for name in names]
-    return found
 
 
 def _plural(kind: str) -> str:

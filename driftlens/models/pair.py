@@ -13,6 +13,7 @@ from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import Comparison, compare
 from driftlens.formulas.preferences import Answers
 from driftlens.formulas.quadrature import gauss
+from driftlens.formulas.words import KINDS, kinds
 from driftlens.packs import Pack
 
 from .explore import Filter, PairCache, run_with_cache
@@ -482,6 +483,27 @@ class Frame:
         cuts = (self.encoder.document(w.example).windows[w.number] for w in self.windows)
         fresh = [last - first for _, first, last in cuts]
         return np.repeat(np.arange(len(fresh)), fresh)[self.units.scored]
+
+    @cached_property
+    def order_of_scored(self) -> np.ndarray:
+        """[scored unit] place among the scored units of its document, from 0, over all windows."""
+        found = np.zeros(len(self.scored.document), dtype=np.int64)
+        for document in np.unique(self.scored.document):
+            mine = self.scored.document == document
+            counted = self.encoder.document(document).scored.cumsum()
+            found[mine] = counted[self.scored.position[mine]] - 1
+        return found
+
+    @cached_property
+    def kind_of_scored(self) -> np.ndarray:
+        """[scored unit] number, among `formulas.words.KINDS`, of the kind of its word."""
+        found = np.zeros(len(self.scored.document), dtype=np.int64)
+        for document in np.unique(self.scored.document):
+            rows = np.flatnonzero(self.scored.document == document)
+            ends = self.scored.start[rows].tolist(), self.scored.end[rows].tolist()
+            names = kinds(self.encoder.pack.examples[document].text, [*zip(*ends, strict=True)])
+            found[rows] = [KINDS.index(name) for name in names]
+        return found
 
     @cached_property
     def places(self) -> np.ndarray:
