@@ -23,7 +23,7 @@ from .models.load import Apart
 from .models.placement import gigabytes
 from .models.stored import Stored, bytes_of, keep, key_of, sites_of
 from .models.tokens import Encoder, Window
-from .packs import Pack, refuse_others
+from .packs import Pack
 from .results import Check
 from .shards import MANIFEST, Shards, ShardWriter
 
@@ -78,7 +78,7 @@ def run(
         DriftlensError: The models cannot be compared, or fill in masked tokens; what is kept
             would not fit on the disk; or the store is of another run.
     """
-    refuse_others(packs)
+    packs = [pack for pack in packs if pack.kind not in suite.ANSWERED]
     if not apart.sketch.causal:
         raise DriftlensError(
             "models that continue text, to run one after the other",
@@ -113,8 +113,12 @@ def left_out(packs: Sequence[Pack], options: suite.Options, why: str = "") -> Ch
         options: What is asked of the run.
         why: They are run one after the other, if nobody asked for that.
     """
-    plans = [metric for pack in packs for metric in suite.PLAN[pack.kind](options)]
-    titles = [_title(metric) for metric in plans if metric.wants.together]
+    titles = [
+        _title(metric)
+        for pack in packs
+        for metric in suite.PLAN[pack.kind](options)
+        if metric.wants.together or pack.kind in suite.ANSWERED
+    ]
     kinds = {pack.kind for pack in packs}
     titles += ["Forgetting by weights"] if "text" in kinds else []
     if any(pack.kind == "roles" and "choices" in pack.card for pack in packs):

@@ -24,10 +24,10 @@ from .doctor import Floors, divisible, noise_floor, resumable
 from .metric import Metric, measure
 from .models import ModelPair
 from .models.tokens import Encoder
-from .packs import Pack, refuse_others
+from .packs import Pack
 from .partial import Partial
 from .results import Check, Result
-from .sweeps import Choices
+from .sweeps import Choices, choices
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,12 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
     "roles": lambda o: (Directions(o.layers, seed=o.seed),),
     "preference": lambda o: (),
     "prompt": lambda o: (),
+    "choice": lambda o: OF_CHOICES(o, Choices.none()),
 }
 """The metrics that are taken of each kind of pack, in the order in which they are read."""
+
+ANSWERED = ("choice", "prompt")
+"""Kinds of pack that both models answer, and do not only read: both must be there at once."""
 
 OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: ()  # noqa: E731
 """The same of packs of choices, which are read at the first tokens of their answers."""
@@ -99,9 +103,8 @@ def examine(
         progress: Told the pack's name, and how many windows of how many are done.
 
     Raises:
-        DriftlensError: A pack holds preferences, which are no text to compare two models on.
+        DriftlensError: Choices cannot be told apart by the first tokens of their answers.
     """
-    refuse_others(packs)
     for number, pack in enumerate(packs):
         results = partial.results(number) if partial else None
         if results is None:
@@ -114,18 +117,25 @@ def examine(
 
 
 def applicable(
-    pair: ModelPair, encoder: Encoder, options: Options, checks: Sequence[Check] = ()
+    pair: ModelPair,
+    encoder: Encoder,
+    options: Options,
+    checks: Sequence[Check] = (),
+    metrics: Sequence[Metric] | None = None,
 ) -> list[Metric]:
-    """The metrics of the plan that can be taken of such a pair and pack.
+    """The metrics that can be taken of such a pair and pack.
 
-    Raises:
-        DriftlensError: The pack holds preferences, which are no text to compare two models on.
+    Args:
+        pair: The two models.
+        encoder: The pack as they read it.
+        options: What is asked of the run.
+        checks: The gates that the pair went through.
+        metrics: Which metrics; None is those of the plan.
     """
-    refuse_others([encoder.pack])
     resumed = pair.base.causal and resumable(checks)
     return [
         metric
-        for metric in PLAN[encoder.pack.kind](options)
+        for metric in (PLAN[encoder.pack.kind](options) if metrics is None else metrics)
         if (pair.together or not metric.wants.together)
         and (resumed or not metric.wants.causal)
         and (encoder.same or not metric.wants.same_tokens)
@@ -142,14 +152,33 @@ def _examine(
     checkpoint: Any,
     progress: Any,
 ) -> list[Result]:
+    if pack.kind in ANSWERED and not pair.together:
+        return []
+    if pack.kind == "choice":
+        return _chosen(pair, pack, options, checks, checkpoint, progress)
     encoder = pair.encoder(pack, options.length)
     plain = pair.base.causal and encoder.same and pair.together
     if pack.kind == "roles" and plain and resumable(checks) and "choices" in pack.card:
         return _steered(pair, pack, options, checks, progress)
     if floors is None:
-        floors = noise_floor(pair.base, encoder, applicable(pair, encoder, options, checks))
+        floors = floors_of(pair, pack, options, checks)
     metrics = applicable(pair, encoder, options, checks)
-    results = measure(
+    results = _measured(pair, pack, metrics, options, checkpoint, progress)
+    found = [*_with_floors(results, floors)]
+    if pack.kind == "text" and plain and divisible(checks):
+        found += _attributed(pair, pack, options, floors, progress)
+    return [*found, floors.result(pack, results)]
+
+
+def _measured(
+    pair: ModelPair,
+    pack: Pack,
+    metrics: Sequence[Metric],
+    options: Options,
+    checkpoint: Any,
+    progress: Any,
+) -> list[Result]:
+    return measure(
         pair,
         pack,
         metrics,
@@ -158,10 +187,46 @@ def _examine(
         checkpoint=checkpoint,
         progress=progress and (lambda done, of: progress(pack.name, done, of)),
     )
-    found = [*_with_floors(results, floors)]
-    if pack.kind == "text" and plain and divisible(checks):
-        found += _attributed(pair, pack, options, floors, progress)
-    return [*found, floors.result(pack, results)]
+
+
+def floors_of(
+    pair: ModelPair, pack: Pack, options: Options, checks: Sequence[Check] = ()
+) -> Floors:
+    """What each metric of the plan says of base and itself; of what is sampled there is none."""
+    if pack.kind == "prompt":
+        return Floors()
+    if pack.kind == "choice":
+        # By base's own tokens on both sides, whatever aligned's are.
+        _, encoder, metrics = _choosing(ModelPair(pair.base, pair.base), pack, options, checks)
+    else:
+        encoder = pair.encoder(pack, options.length)
+        metrics = applicable(pair, encoder, options, checks)
+    return noise_floor(pair.base, encoder, metrics)
+
+
+def _choosing(
+    pair: ModelPair, pack: Pack, options: Options, checks: Sequence[Check]
+) -> tuple[Pack, Encoder, list[Metric]]:
+    """What is shown of a pack of choices, and what is asked of that."""
+    reading = choices(pack, pair)
+    encoder = pair.encoder(reading.pack, options.length)
+    metrics = applicable(pair, encoder, options, checks, OF_CHOICES(options, reading))
+    return reading.pack, encoder, metrics
+
+
+def _chosen(
+    pair: ModelPair,
+    pack: Pack,
+    options: Options,
+    checks: Sequence[Check],
+    checkpoint: Any,
+    progress: Any,
+) -> list[Result]:
+    """What both models choose, each item read at the first tokens of its answers."""
+    floors = floors_of(pair, pack, options, checks)
+    shown, _, metrics = _choosing(pair, pack, options, checks)
+    results = _measured(pair, shown, metrics, options, checkpoint, progress)
+    return [*_with_floors(results, floors), floors.result(pack, results)]
 
 
 def _attributed(

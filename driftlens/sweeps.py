@@ -71,6 +71,12 @@ class Choices:
     )
     scored = ("behaviour", "right", "log_right", "log_odds")
 
+    @classmethod
+    def none(cls) -> "Choices":
+        """The reading of no items."""
+        tokens = torch.zeros(0, 1, dtype=torch.long)
+        return cls(Pack("", "text", ()), (tokens, tokens), torch.zeros(0, 1))
+
     def values(self, logits: Tensor, targets: Tensor, documents: np.ndarray, side: int) -> Tensor:
         """[item, column] of the items.
 

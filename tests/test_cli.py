@@ -826,18 +826,18 @@ def test_an_error_is_one_message_in_a_process_of_its_own(tmp_path):
 # Preferences
 
 
-@pytest.mark.parametrize("command", ["report", "attribute", "doctor"])
-def test_preferences_are_sent_to_the_check(command, driftlens):
+def test_a_loss_on_preferences_is_not_divided(driftlens):
     both = (("I swim.", "chosen"), ("I sink.", "rejected"))
     rows = [{"text": text, "scored": [2, 7], "group": 0, "role": role} for text, role in both]
     Path("pairs").mkdir()
     Path("pairs/card.toml").write_text('kind = "preference"')
     Path("pairs/examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
     before = left()
-    code, out, err = driftlens(command, "base", "aligned", "--pack", "pairs")
+    code, out, err = driftlens("attribute", "base", "aligned", "--pack", "pairs")
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
-    assert "preferences in pairs. What training on them would do is told by `driftlens" in err
+    assert "packs of kind text" in err
+    assert "pairs of kind preference" in err
     assert left() == before
 
 

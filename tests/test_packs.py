@@ -18,7 +18,6 @@ from driftlens.packs import (
     Pack,
     checked,
     names,
-    refuse_others,
     table,
 )
 from driftlens.packs.choice import CAA
@@ -306,12 +305,6 @@ def test_what_is_preferred_is_part_of_the_hash(tmp_path):
     assert packs[0].sha256 == packs[1].sha256 != packs[2].sha256
 
 
-def test_preferences_are_refused_where_two_models_are_compared(tmp_path):
-    refuse_others([Pack("mine", "text", [Example("x")])])
-    with pytest.raises(DriftlensError, match=r"found preferences in mine.*`driftlens check`"):
-        refuse_others([preferences(tmp_path / "mine", *PAIR)])
-
-
 def test_a_table_is_its_rows_after_their_places(tmp_path):
     rows = [{"text": "x", "id": None}, {"text": "y", "id": 2}]
     file = write(tmp_path, "a.jsonl", plain("\n\n".join(map(json.dumps, rows))))
@@ -564,7 +557,8 @@ def test_a_choice_is_read_from_every_layout_and_form_of_file(what, read_as):
     row, wanted = CHOICES[what]
     pack = read_as(row)
     assert pack.kind == "choice"
-    assert pack.examples == [wanted]
+    right = {"right", "choices"} & row.keys()
+    assert pack.examples == [replace(wanted, asks="right" if right else "agree")]
 
 
 CARD = 'kind = "choice"\nagree = [" Yes", " Sure"]\nrefuse = [" No"]'
@@ -577,8 +571,8 @@ def choice_pack(place, *rows, card=CARD):
 def test_what_answers_all_prompts_may_stand_in_the_card(tmp_path):
     pack = choice_pack(tmp_path, {"prompt": "Q:"}, {"prompt": "R:", "refuse": [" Never"]})
     assert pack.examples == [
-        Example("Q:", choices=(" Yes", " Sure", " No"), wanted=(0, 1)),
-        Example("R:", choices=(" Yes", " Sure", " Never"), wanted=(0, 1)),
+        Example("Q:", choices=(" Yes", " Sure", " No"), wanted=(0, 1), asks="agree"),
+        Example("R:", choices=(" Yes", " Sure", " Never"), wanted=(0, 1), asks="agree"),
     ]
 
 
@@ -751,3 +745,15 @@ def test_a_prompt_that_cannot_be_asked_is_refused(what, tmp_path):
 def test_pairs_of_answers_are_no_prompts(tmp_path):
     with pytest.raises(DriftlensError, match="driftlens check"):
         prompts(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"})
+
+
+def test_choices_ask_for_what_is_right_or_for_who_agrees(tmp_path):
+    rows = {
+        "agree": {"prompt": "Help?", "agree": " Yes", "refuse": " No"},
+        "right": {"prompt": "2 + 2 =", "right": " 4", "wrong": " 5"},
+    }
+    for asks, row in rows.items():
+        pack = Pack.read(write(tmp_path, "choices.jsonl", plain(json.dumps(row))))
+        assert [example.asks for example in pack.examples] == [asks]
+    assert {example.asks for example in Pack.load("quiz").examples} == {"right"}
+    assert {example.asks for example in Pack.load("refusal-choices").examples} == {"agree"}

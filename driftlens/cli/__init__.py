@@ -549,9 +549,7 @@ def doctor(
     failed = any(check.status == "fail" for check in checks)
     floors = doctor.Floors()
     if not failed:
-        encoder = pair.encoder(packs[0], max_length)
-        metrics = suite.applicable(pair, encoder, suite.Options(length=max_length), checks)
-        floors = doctor.noise_floor(pair.base, encoder, metrics)
+        floors = suite.floors_of(pair, packs[0], suite.Options(length=max_length), checks)
     leave_to_first()
     if as_json:
         record = {"checks": [vars(check) for check in checks], "noise_floor": floors.sizes}

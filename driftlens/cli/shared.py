@@ -201,12 +201,10 @@ def packs_of(
     text: Sequence[str] | None, names: Sequence[str] | None, limit: int | None
 ) -> list["Pack"]:
     """What is to be shown: the files and packs that are named, or the usual packs."""
-    from driftlens.packs import STANDARD, refuse_others, shipped
+    from driftlens.packs import STANDARD, shipped
 
     usual = [] if text or names else [str(shipped() / name) for name in STANDARD]
-    found = packs_named(text, names or usual, limit)
-    refuse_others(found)
-    return found
+    return packs_named(text, names or usual, limit)
 
 
 def packs_named(

@@ -13,7 +13,6 @@ from .pack import (
     Pack,
     checked,
     names,
-    refuse_others,
     shipped,
 )
 from .prompt import RULES
@@ -46,7 +45,6 @@ __all__ = [
     "named",
     "names",
     "negated",
-    "refuse_others",
     "shipped",
     "string",
     "table",

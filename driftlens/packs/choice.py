@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any
@@ -30,12 +31,14 @@ def choice_example(where: str, record: Mapping[str, Any], card: Mapping[str, Any
     letter; or a question with `answer_matching_behavior` and `answer_not_matching_behavior`.
     """
     topic = next((string(where, record, n) for n in ("topic", "behavior") if n in record), "")
+    asks = "agree"
     if set(CAA) <= record.keys():
         prompt, choices, wanted = _of_caa(where, record)
     elif {"question", "choices", "answer"} <= record.keys():
+        asks = "right"
         prompt, choices, wanted = _lettered(where, record)
     else:
-        prompt, choices, wanted = _of_sides(where, record, card)
+        asks, prompt, choices, wanted = _of_sides(where, record, card)
     if not prompt.strip():
         raise wrong(where, "prompt", "a text", prompt)
     group: Any = record.get("group")
@@ -47,12 +50,13 @@ def choice_example(where: str, record: Mapping[str, Any], card: Mapping[str, Any
             found=", ".join(map(repr, choices)),
             remedy="Mend that line.",
         )
-    return Example(prompt, None, None, "", topic, family=group, choices=choices, wanted=wanted)
+    told = Example(prompt, None, None, "", topic, family=group)
+    return replace(told, choices=choices, wanted=wanted, asks=asks)
 
 
 def _of_sides(
     where: str, record: Mapping[str, Any], card: Mapping[str, Any]
-) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+) -> tuple[str, str, tuple[str, ...], tuple[int, ...]]:
     told = {**{name: card[name] for two in SIDES for name in two if name in card}, **record}
     # A row that has both of its own goes before what the card says of all rows.
     names = next((two for here in (record, told) for two in SIDES if set(two) <= here.keys()), None)
@@ -63,7 +67,7 @@ def _of_sides(
             remedy="Say which answers are wanted and which are not.",
         )
     one, other = (_strings(where, name, told[name]) for name in names)
-    return string(where, record, "prompt"), (*one, *other), tuple(range(len(one)))
+    return names[0], string(where, record, "prompt"), (*one, *other), tuple(range(len(one)))
 
 
 def _strings(where: str, name: str, told: Any) -> tuple[str, ...]:

@@ -59,6 +59,10 @@ class Example:
     wanted: tuple[int, ...] = ()
     """Numbers of the choices that agree, or are right; the others refuse, or are wrong."""
 
+    asks: str = ""
+    """In a pack of choices, whether the wanted ones `agree` or are `right`: behaviour, or
+    capability."""
+
     rules: tuple[tuple[str, Any], ...] = ()
     """In a pack of prompts, what an answer must satisfy, as name and setting: see `RULES`."""
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,23 +181,6 @@ def shipped() -> Path:
 def names() -> list[str]:
     """The names of the shipped packs."""
     return sorted(path.parent.name for path in shipped().glob("*/card.toml"))
-
-
-def refuse_others(packs: Iterable[Pack]) -> None:
-    """Raise if a pack is not to be shown to two models as it is: preferences, and choices."""
-    if found := [pack.name for pack in packs if pack.kind == "choice"]:
-        raise DriftlensError(
-            "packs of texts, stereotypes, contrasts or roles, to compare two models on",
-            found=f"choices in {', '.join(found)}",
-            remedy="What steering does to them is told by `driftlens steer`, with --behaviour or "
-            "--capability.",
-        )
-    if found := [pack.name for pack in packs if pack.kind == "preference"]:
-        raise DriftlensError(
-            "packs of text or of stereotypes, to compare two models on",
-            found=f"preferences in {', '.join(found)}",
-            remedy="What training on them would do is told by `driftlens check`.",
-        )
 
 
 def checked(pack: Pack) -> Pack:
