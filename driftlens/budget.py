@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .models import Model, ModelPair, Wants
-from .models.memory import available
+from .models.memory import available, out_of_memory
 
 TRACE_BYTES = 2**28
 """How much memory the activations of a batch may take unless the caller sets the batch."""
@@ -142,13 +142,3 @@ def metered(devices: Sequence[torch.device], show: Callable[[], object]) -> Tria
         fits = False
     peaks = [torch.cuda.max_memory_allocated(device) for device in cuda]
     return Trial(fits, max((p - b for p, b in zip(peaks, before, strict=True)), default=0))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory ran out, on whatever device."""
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""What the CPU's allocator, Apple's and cuBLAS say of it in a plain RuntimeError."""

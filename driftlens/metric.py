@@ -387,6 +387,12 @@ def _check(pair: ModelPair, pack: Pack, encoder: Encoder, wants: Wants) -> None:
             found=f"{pair.base.name}, which fills in masked tokens",
             remedy="Leave out the metrics that resume a model at a block.",
         )
+    if wants.answers and pair.mute:
+        raise DriftlensError(
+            "two models that can answer prompts",
+            found=pair.mute,
+            remedy="Load them whole, or leave out packs of prompts.",
+        )
     if wants.same_tokens and not encoder.same:
         raise DriftlensError(
             "two tokenizers that cut the text into the same tokens",

@@ -139,6 +139,7 @@ def applicable(
         if (pair.together or not metric.wants.together)
         and (resumed or not metric.wants.causal)
         and (encoder.same or not metric.wants.same_tokens)
+        and not (metric.wants.answers and pair.mute)
         and metric.fits(encoder)
     ]
 

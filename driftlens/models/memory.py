@@ -51,3 +51,13 @@ def _number(file: str) -> int | None:
     path = Path(file)
     said = path.read_text().strip() if path.exists() else ""
     return int(said) if said.isdigit() else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, on whatever device."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""What the CPU's allocator, Apple's and cuBLAS say of it in a plain RuntimeError."""

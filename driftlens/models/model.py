@@ -44,6 +44,9 @@ class Wants:
     """Whether both models must be alive at once: one is run on what the other has just seen, or
     their weights are held against each other."""
 
+    answers: bool = False
+    """Whether both models are asked to answer prompts in their own words."""
+
     def __or__(self, other: "Wants") -> "Wants":
         every = self.layers is None or other.layers is None
         return Wants(
@@ -54,6 +57,7 @@ class Wants:
             self.same_tokens or other.same_tokens,
             self.graph or other.graph,
             self.together or other.together,
+            self.answers or other.answers,
         )
 
 

@@ -17,6 +17,7 @@ from driftlens.formulas.words import KINDS, kinds
 from driftlens.packs import Pack
 
 from .explore import Filter, PairCache, run_with_cache
+from .generation import Answer, Sampling, answers, fits, mute
 from .gradients import Gradients, Products, trainable
 from .hybrid import Hybrid, Slopes, hybrid, plain
 from .load import load_pair
@@ -120,6 +121,12 @@ class ModelPair:
     def together(self) -> bool:
         """Whether both models are alive at once; else base's pass is over, and lies in a store."""
         return not isinstance(self.base, Stored)
+
+    @cached_property
+    def mute(self) -> str:
+        """Why not both models can answer prompts, in words; empty if they can."""
+        found = ((model, mute(model)) for model in (self.base, self.aligned))
+        return next((f"{model.name}: {why}" for model, why in found if why), "")
 
     @property
     def readouts(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -406,6 +413,38 @@ class Frame:
             return torch.stack(self.likelihoods)
         found = (self.pair.hybrid.likelihoods(self.base.batch, alpha) for alpha in (0.0, 1.0))
         return torch.stack([self._by_unit(self.base, likelihood) for likelihood in found])
+
+    def said(self, sampling: Sampling) -> tuple[list[Answer], list[Answer]]:
+        """What base and aligned answer to the prompts that end in this frame.
+
+        Both are asked, each as its own tokenizer reads them, and drawn by the same numbers. They
+        are asked once, whoever wants to know. A prompt that leaves no room for an answer in either
+        context is left out.
+
+        Raises:
+            DriftlensError: One of them cannot generate.
+        """
+        if sampling not in self._said:
+            self._said[sampling] = self._ask(sampling)
+        return self._said[sampling]
+
+    @cached_property
+    def _said(self) -> dict[Sampling, tuple[list[Answer], list[Answer]]]:
+        return {}
+
+    def _ask(self, sampling: Sampling) -> tuple[list[Answer], list[Answer]]:
+        pair, examples = self.pair, self.encoder.pack.examples
+        prompts = {
+            w.example: examples[w.example].text
+            for w in sorted(self.windows, key=lambda w: w.example)
+            if w.number == len(self.encoder.document(w.example).windows) - 1
+            and all(fits(m, examples[w.example].text, sampling) for m in (pair.base, pair.aligned))
+        }
+        texts, numbers = [*prompts.values()], [*prompts]
+        base = answers(pair.base, texts, sampling, numbers=numbers)
+        if pair.aligned is pair.base:
+            return base, base
+        return base, answers(pair.aligned, texts, sampling, numbers=numbers)
 
     @cached_property
     def answers(self) -> Answers:

@@ -416,6 +416,12 @@ def continuation(tokenizer, prompt: str, answer: str) -> Continuation:
     return Continuation(tuple(row.ids[:place].tolist()), int(row.ids[place]), int(row.ends[place]))
 
 
+def opening(tokenizer, text: str) -> tuple[int, ...]:
+    """[token] ids of a text that is to go on: without what is added behind a whole one."""
+    row = _tokens(tokenizer, text, False)
+    return tuple(row.ids[: len(row.ids) - row.suffix].tolist())
+
+
 def shared_vocabulary(base, aligned, sizes: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
     """Ids of base and of aligned that stand for the same token string; None if all do.
 
