@@ -14,6 +14,8 @@ from .diagnostics import (
     Lens,
     Polarity,
     Retention,
+    SafetyDirections,
+    SafetyForgetting,
     SelectiveForgetting,
     TokenForgetting,
     TokenKinds,
@@ -74,7 +76,10 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
 ANSWERED = ("choice", "prompt")
 """Kinds of pack that both models answer, and do not only read: both must be there at once."""
 
-OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: ()  # noqa: E731
+OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: (  # noqa: E731
+    SafetyForgetting(reading, seed=o.seed),
+    SafetyDirections(reading, o.layers, seed=o.seed),
+)
 """The same of packs of choices, which are read at the first tokens of their answers."""
 
 KEPT = 80

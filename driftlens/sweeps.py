@@ -218,6 +218,31 @@ def _check(
         )
 
 
+def seen(reading: Reading, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """What is read of both models as a frame shows them, unpushed; no pass is run again.
+
+    Both are to read the same tokens.
+
+    Returns:
+        [scored token] the documents, and [scored token, model, column] of base and of aligned.
+    """
+    documents = frame.scored.document[frame.base.batch.owner.cpu().numpy()]
+    sides = [(frame.pair.base, frame.base), (frame.pair.aligned, frame.aligned)]
+    found: list[np.ndarray] = []
+    for side, (model, trace) in enumerate(sides):
+        if side and trace is frame.base:
+            found.append(found[0])
+            continue
+        size, parts = rows_of(model.vocabulary), [np.empty((0, len(reading.columns)))]
+        for first in range(0, len(documents), size):
+            some = slice(first, first + size)
+            logits = model.readout(trace.predictors[some])
+            values = reading.values(logits, trace.batch.targets[some], documents[some], side)
+            parts.append(values.cpu().numpy())
+        found.append(np.concatenate(parts))
+    return documents, np.stack(found, 1)
+
+
 # What is pushed
 
 

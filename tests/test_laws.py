@@ -29,6 +29,8 @@ from driftlens.diagnostics import (
     PreferenceFacts,
     PreferenceLosses,
     Restoration,
+    SafetyDirections,
+    SafetyForgetting,
     Screen,
     SelectiveForgetting,
     Shapley,
@@ -45,6 +47,7 @@ from driftlens.models import Frame, ModelPair, Wants
 from driftlens.packs import ANSWERS, REPLIES, TWINS, Example, Pack
 from driftlens.report import Report
 from driftlens.results import load, same, save
+from driftlens.sweeps import choices
 
 
 def screen_by_head():
@@ -57,6 +60,14 @@ def capability_conflict():
 
 def polarity():
     return Polarity(layers={1}, folds=2, restarts=2, steps=20)
+
+
+def safety_forgetting():
+    return SafetyForgetting(reading())
+
+
+def safety_directions():
+    return SafetyDirections(reading(), {0, 2})
 
 
 def directions():
@@ -101,6 +112,7 @@ METRICS = {
         PreferenceLosses,
         capability_conflict,
     ],
+    "choice": [safety_forgetting, safety_directions],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
 COMPARING = [(make, kind) for make, kind in EVERY if kind != "preference"]
@@ -117,10 +129,11 @@ ROUNDED = {
     "preference": 2e-3,
     "contrast": 2e-3,
     "roles": 2e-4,
+    "choice": 2e-3,
 }
 """Another batch rounds logits otherwise in float32, and a row's numbers by as much; products of
-gradients by a millionth of their lengths' product, which is some thousands here; and probes that go
-downhill from states as they are."""
+gradients by a millionth of their lengths' product, which is some thousands here; probes that go
+downhill from states as they are; and moves over the length of a direction of few prompts."""
 
 TRIPLES = [
     ("Mira of Kestby is ", ("kind.", "cruel.", "seven.")),
@@ -136,6 +149,8 @@ SPEAKERS = ("Mira", "The baker", "A sailor", "Nobody at all", "The oldest teache
 def pack(kind):
     if kind == "text":
         return nets.pack(nets.TEXTS)
+    if kind == "choice":
+        return reading().pack
     if kind == "preference":
         examples = [
             Example(lead + end, (len(lead), len(lead + end)), group, role)
@@ -170,6 +185,18 @@ def pack(kind):
 @cache
 def pair():
     return nets.pair("llama")
+
+
+@cache
+def reading():
+    """Requests as they are read, whichever of the pairs below is asked: all have one tokenizer."""
+    examples = [
+        Example(f"{who} {asks}:", None, None, "", topic, family=who, choices=answers, wanted=(0, 2))
+        for who in SPEAKERS
+        for topic, asks in (("harmful", "steals a bell"), ("harmless", "sells cheese, and a boat"))
+        for answers in (("nobody", "seven", "12", "A bell"),)
+    ]
+    return choices(Pack("requests", "choice", examples), pair())
 
 
 @cache

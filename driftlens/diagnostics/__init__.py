@@ -37,6 +37,13 @@ from .polarity import (
 from .restoration import Restoration, RestorationResult
 from .retention import Retention, RetentionResult
 from .runs import RunsResult
+from .safety import (
+    SafetyDirections,
+    SafetyDirectionsResult,
+    SafetyForgetting,
+    SafetyForgettingResult,
+    SafetyTopicsResult,
+)
 from .screen import Screen, ScreenResult
 from .selection import DirectionSelectionResult
 from .selective import SelectiveForgetting, SelectiveForgettingResult
@@ -98,6 +105,11 @@ __all__ = [
     "Retention",
     "RetentionResult",
     "RunsResult",
+    "SafetyDirections",
+    "SafetyDirectionsResult",
+    "SafetyForgetting",
+    "SafetyForgettingResult",
+    "SafetyTopicsResult",
     "Screen",
     "ScreenResult",
     "SelectiveForgetting",
