@@ -14,6 +14,7 @@ from driftlens.errors import DriftlensError
 from . import phased, series
 from .capture import capture
 from .compare import compare
+from .evals import evals
 from .plan import plan
 from .probe import probe
 from .shared import (
@@ -617,5 +618,6 @@ def packs() -> None:
 app.command()(told()(plan))
 app.command()(capture)
 app.command()(told()(compare))
+app.add_typer(evals, name="evals")
 app.add_typer(probe, name="probe")
 app.add_typer(steer, name="steer")

@@ -722,7 +722,7 @@ def of_preflight() -> list[str]:
     return [
         value
         for name in (*metrics, *others)
-        for value in _values_of(get_type_hints(getattr(diagnostics, name).compute)["return"])
+        for value in values_of(get_type_hints(getattr(diagnostics, name).compute)["return"])
     ]
 
 
@@ -730,10 +730,11 @@ def of_steering() -> list[str]:
     """Every value that a study of steering holds, as `kind.name`."""
     from driftlens.steer.study import KINDS
 
-    return [value for kind in KINDS for value in _values_of(kind)]
+    return [value for kind in KINDS for value in values_of(kind)]
 
 
-def _values_of(result: "type[Result]") -> list[str]:
+def values_of(result: "type[Result]") -> list[str]:
+    """Every value that results of a kind hold, as `kind.name`."""
     return [
         f"{result.kind}.{name}"
         for name, field in result.__dataclass_fields__.items()
@@ -756,7 +757,7 @@ def values_by_pack() -> dict[str, list[str]]:
             for result in (get_type_hints(metric.compute)["return"], *metric.also)
         ]
         found[pack] = [
-            value for result in [*results, doctor.NoiseFloorResult] for value in _values_of(result)
+            value for result in [*results, doctor.NoiseFloorResult] for value in values_of(result)
         ]
     return found | {"roles": of_steering()}
 

@@ -1,5 +1,6 @@
 """The instruments, one file each. They do not know each other."""
 
+from .capability import CapabilityResult, capability
 from .conflict import CapabilityConflict, CapabilityConflictResult
 from .directions import (
     DirectionMethodsResult,
@@ -59,6 +60,7 @@ from .weights import WeightChange, WeightChangeResult
 __all__ = [
     "CapabilityConflict",
     "CapabilityConflictResult",
+    "CapabilityResult",
     "CrossSteeringResult",
     "DirectionMethodsResult",
     "DirectionSelectionResult",
@@ -133,5 +135,6 @@ __all__ = [
     "WeightChangeResult",
     "WeightPath",
     "WeightPathResult",
+    "capability",
     "staged",
 ]

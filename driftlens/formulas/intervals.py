@@ -98,6 +98,60 @@ def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(p, np.where(p == 0, p, middle - half), np.where(p == 1, p, middle + half))
 
 
+def newcombe(
+    base: ArrayLike, n: ArrayLike, aligned: ArrayLike, m: ArrayLike, level: float = 0.95
+) -> Interval:
+    r"""Difference :math:`p_a - p_b` of two shares of other items, by their score intervals.
+
+    .. math:: d - \sqrt{(p_a - l_a)^2 + (u_b - p_b)^2}, \quad
+        d + \sqrt{(u_a - p_a)^2 + (p_b - l_b)^2}
+
+    It keeps its width where a share is 0 or 1, and stays within −1 and 1. Of the same items, whose
+    answers mostly go together, it is wider than it need be.
+
+    Source: Newcombe (1998), "Interval estimation for the difference between independent
+    proportions", method 10.
+
+    Args:
+        base: [*] how many of base's.
+        n: [*] of how many.
+        aligned: [*] how many of aligned's.
+        m: [*] of how many.
+        level: Share of intervals that hold the true difference.
+
+    Returns:
+        [*] difference and bounds; NaN of nothing.
+    """
+    b, a = wilson(base, n, level), wilson(aligned, m, level)
+    gap = a.estimate - b.estimate
+    down = np.hypot(a.estimate - a.low, b.high - b.estimate)
+    up = np.hypot(a.high - a.estimate, b.estimate - b.low)
+    return Interval(gap, gap - down, gap + up)
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    r"""p-values of many tests, so that one false alarm in all of them is as rare as in one.
+
+    The k-th smallest is taken :math:`m - k + 1` times, and none is below a smaller one. It holds
+    however the tests depend on each other.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
+
+    Args:
+        p: [test] p-values; NaN of tests that were not made, which do not count.
+
+    Returns:
+        [test] corrected p-values, at most 1.
+    """
+    p = np.asarray(p, np.float64)
+    made = np.flatnonzero(~np.isnan(p))
+    order = made[np.argsort(p[made], kind="stable")]
+    times = np.arange(len(order), 0, -1)
+    corrected = np.full(p.shape, np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(times * p[order]), 1.0)
+    return corrected
+
+
 def resampled(documents: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
     """How often each draw holds each document, [round, document] for some rounds at a time."""
     random = np.random.default_rng(seed)

@@ -276,6 +276,80 @@ def points(
     return panel.figure
 
 
+def dumbbells(
+    labels: Sequence[Any],
+    base: np.ndarray,
+    aligned: np.ndarray,
+    *,
+    xlabel: str,
+    marks: Mapping[str, np.ndarray] | None = None,
+    on: "Axes | None" = None,
+) -> "Figure":
+    """Base and aligned on a row for each of some things, joined by a line.
+
+    Args:
+        labels: [row] names, the first on top.
+        base: [row] places of base.
+        aligned: [row] places of aligned.
+        xlabel: What the places are, with their unit.
+        marks: [row] other places by name, at most one.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, "")
+    at = _rows(panel, labels)
+    panel.hlines(at, _finite(base), _finite(aligned), color=GREY, linewidth=1.4)
+    for name, places in (marks or {}).items():
+        panel.plot(_finite(places), at, color=GREY, marker="|", linestyle="none", label=name)
+    for name, places, colour, marker in (
+        ("base", base, BASE, MARKERS[0]),
+        ("aligned", aligned, ALIGNED, MARKERS[1]),
+    ):
+        style = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
+        panel.plot(_finite(places), at, label=name, **style)
+    _legend(panel)
+    return panel.figure
+
+
+def forest(
+    labels: Sequence[Any],
+    values: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    groups: Sequence[str] | np.ndarray,
+    *,
+    names: Mapping[str, str],
+    xlabel: str,
+    on: "Axes | None" = None,
+) -> "Figure":
+    """A number with its interval on a row for each of some things, and a line at 0.
+
+    Args:
+        labels: [row] names, the first on top.
+        values: [row] numbers.
+        low: [row] lower bounds.
+        high: [row] upper bounds.
+        groups: [row] which of `names` each belongs to.
+        names: What each group is called, at most three: worse, better, neither.
+        xlabel: What the numbers are, with their unit.
+        on: A panel to draw in, instead of a figure of its own.
+    """
+    panel = _panel(on, xlabel, "")
+    at, groups = _rows(panel, labels), np.asarray(groups)
+    panel.axvline(0, color=GREY, linewidth=0.7, zorder=0)
+    looks = zip(names.items(), (ALIGNED, BASE, GREY), MARKERS, strict=False)
+    for (group, name), colour, marker in looks:
+        mine = groups == group
+        if mine.any():
+            middle = _finite(values)[mine]
+            spread = [middle - _finite(low)[mine], _finite(high)[mine] - middle]
+            style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
+            bars = {"elinewidth": 1.2, "capsize": 2}
+            spread = np.clip(spread, 0, None)
+            panel.errorbar(middle, at[mine], xerr=spread, label=visible(name), **style, **bars)
+    _legend(panel)
+    return panel.figure
+
+
 def heatmap(
     matrix: np.ndarray,
     *,
@@ -419,6 +493,13 @@ def _names(axis: Any, names: Sequence[Any], room: int) -> None:
     long = axis.axis_name == "x" and max(map(len, texts)) * len(texts[::step]) > 90
     turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
     axis.set_ticks(range(0, len(names), step), texts[::step], **turn)
+
+
+def _rows(panel: Any, labels: Sequence[Any]) -> np.ndarray:
+    """[row] heights of some rows, the first on top, with their names."""
+    _names(panel.yaxis, labels, 60)
+    panel.set_ylim(len(labels) - 0.4, -0.6)
+    return np.arange(len(labels))
 
 
 def _floor(panel: "Axes", floor: float | None, heights: np.ndarray) -> None:

@@ -1,0 +1,153 @@
+"""`driftlens evals`: what was measured elsewhere, of both models side by side."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from driftlens.errors import DriftlensError
+
+from .shared import (
+    FORMATS,
+    AsJson,
+    Bound,
+    Format,
+    Overwrite,
+    Quiet,
+    Seed,
+    formats_of,
+    leave,
+    leave_to_first,
+    record,
+    slug,
+    tell,
+    told,
+    try_out,
+    values_of,
+)
+from .steer import ModelOrCommand
+
+if TYPE_CHECKING:
+    from driftlens.evals import Evaluation
+
+
+class ResultsOrCommand(ModelOrCommand):
+    """Commands, of which `read` goes without saying: `evals BASE ALIGNED` reads results."""
+
+    unsaid = "read"
+
+
+evals = typer.Typer(
+    cls=ResultsOrCommand,
+    no_args_is_help=True,
+    subcommand_metavar="BASE_RESULTS ALIGNED_RESULTS ... | COMMAND ...",
+    help="""Lay what was measured elsewhere of both models side by side.
+
+    `driftlens evals BASE_RESULTS ALIGNED_RESULTS` reads what lm-evaluation-harness has written, \
+and tells what was lost, task by task. It is short for `driftlens evals read`, which has its \
+options.""",
+)
+
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for the page.", show_default=False)
+]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave with 1 if this holds, as 'capability.worst_change<-0.02'."),
+]
+AnyPrompt = Annotated[
+    bool,
+    typer.Option("--any-prompt", help="Compare them although they read other prompts."),
+]
+Chance = Annotated[
+    list[str] | None,
+    typer.Option(help="What guessing scores on a task, as gsm8k=0; may be given again."),
+]
+
+
+@evals.command("read")
+@told()
+def read(
+    base_results: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BASE_RESULTS", help="results_….json of base, or the folder it lies in."
+        ),
+    ],
+    aligned_results: Annotated[
+        Path, typer.Argument(metavar="ALIGNED_RESULTS", help="The same of aligned.")
+    ],
+    out: Out = None,
+    any_prompt: AnyPrompt = False,
+    chance: Chance = None,
+    fail_on: FailOn = None,
+    seed: Seed = 0,
+    format: Format = FORMATS,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models' results of lm-evaluation-harness, and write a page.
+
+    driftlens evals evals/base evals/aligned --out reports/tasks
+
+    driftlens evals base/results_….json aligned/results_….json --fail-on 'capability.worst_change<0'
+    """
+    leave_to_first()
+    started = datetime.now(UTC)
+    formats = formats_of(format)
+    from driftlens.diagnostics import CapabilityResult
+    from driftlens.evals import Evaluation
+
+    bounds = [Bound.of(text, values_of(CapabilityResult)) for text in fail_on or []]
+    guessed = guesses_of(chance)
+    both = Evaluation.read(base_results), Evaluation.read(aligned_results)
+    out = out or Path("reports") / f"{slug(both[0].name)}-{slug(both[1].name)}-tasks"
+    try_out(out, overwrite)
+    asked = {"any_prompt": any_prompt, "chance": guessed}
+    written(both, asked, out, formats, bounds, seed, started, overwrite, quiet, as_json)
+
+
+def written(
+    both: "tuple[Evaluation, Evaluation]",
+    asked: dict,
+    out: Path,
+    formats: set[str],
+    bounds: list[Bound],
+    seed: int,
+    started: datetime,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write the page of two models' results, and leave with what it says."""
+    from driftlens.diagnostics import capability
+    from driftlens.report import Report
+
+    found = capability(*both, any_prompt=asked["any_prompt"], chance=asked["chance"], seed=seed)
+    models = {
+        side: {"name": one.name, "results": one.source, "lm_eval": one.version}
+        for side, one in zip(("base", "aligned"), both, strict=True)
+    }
+    about = record(models, [], seed, asked, started)
+    about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    page = Report(f"{both[0].name} → {both[1].name} on tasks", [found], (), about)
+    tell(page, page.write(out, overwrite=overwrite, formats=formats), quiet, as_json)
+    leave(bounds, [found])
+
+
+def guesses_of(chance: list[str] | None) -> dict[str, float]:
+    """What guessing scores by task, as `task=0.25` tells it."""
+    found = {}
+    for text in chance or []:
+        task, _, number = text.rpartition("=")
+        try:
+            found[task] = float(number)
+        except ValueError:
+            task = ""
+        if not task:
+            raise DriftlensError(
+                "--chance as TASK=NUMBER", found=repr(text), remedy="Write it as gsm8k=0."
+            )
+    return found
