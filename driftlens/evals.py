@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -313,7 +313,7 @@ class _Row(NamedTuple):
 
     id: int
     filter: str | None
-    hashes: tuple[str, str, str]
+    hashes: tuple[str, ...]
     """Of document, prompt and target."""
     choices: int
     scores: dict[str, tuple[float, float]]
@@ -338,7 +338,7 @@ def _row(where: str, record: Any) -> _Row:
     return _Row(
         int(record["doc_id"]),
         record.get("filter"),
-        (*(str(record.get(name) or "") for name in hashes),),
+        tuple(str(record.get(name) or "") for name in hashes),
         0 if several else count,
         kept,
     )
@@ -382,12 +382,15 @@ def _items(rows: Sequence[_Row]) -> Items:
     names = dict.fromkeys(name for row in rows for name in row.scores)
     told = {name: np.array([row.scores.get(name, (nan, 1)) for row in rows]) for name in names}
     hashes = np.array([row.hashes for row in rows], dtype=object).reshape(-1, 3)
+    documents, prompts, targets = hashes.T
     return Items(
         np.array([row.id for row in rows]),
-        *hashes.T,
-        choices=np.array([row.choices for row in rows]),
-        scores={name: both[:, 0] for name, both in told.items()},
-        weights={name: both[:, 1] for name, both in told.items() if (both[:, 1] != 1).any()},
+        documents,
+        prompts,
+        targets,
+        np.array([row.choices for row in rows]),
+        {name: both[:, 0] for name, both in told.items()},
+        {name: both[:, 1] for name, both in told.items() if (both[:, 1] != 1).any()},
     )
 
 
@@ -429,14 +432,18 @@ def _task(results: Mapping[str, Any], task: str, keys: Sequence[Key]) -> Task:
     shots = of("n-shot")
     return Task(
         _version(of("versions")),
-        int(shots) if _is_number(shots) else None,
-        int(items) if _is_number(items) else None,
+        _count(shots),
+        _count(items),
         str(config.get("output_type") or ""),
         len(choices) if isinstance(choices, list) else None,
         str(told.get("alias") or task).strip(" -"),
         {key.metric: higher.get(key.metric) for key in keys},
         tuple((results.get("group_subtasks") or {}).get(task) or ()),
     )
+
+
+def _count(told: Any) -> int | None:
+    return int(told) if _is_number(told) else None
 
 
 def _version(told: Any) -> str:
@@ -658,7 +665,7 @@ class _Taken(NamedTuple):
     """[1, model, 2] of scores, and of what they are over, of all that a model was asked."""
 
 
-NOTHING = _Taken(*[np.empty(0)] * 4, sums=np.empty((0, 2, 2)))
+NOTHING = _Taken(np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empty((0, 2, 2)))
 
 
 def _compared(pairs: _Pairs, key: Key, chance: float | None) -> Compared | str:
@@ -716,7 +723,7 @@ def _taken(pairs: _Pairs, key: Key) -> _Taken | str | None:
         items.weights[key.metric][rows] if key.metric in items.weights else ones
         for items, rows in sides
     ]
-    if not np.array_equal(*weights) or not np.isfinite(scores).all():
+    if not np.array_equal(weights[0], weights[1]) or not np.isfinite(scores).all():
         return None
     sums = [
         [
@@ -726,7 +733,8 @@ def _taken(pairs: _Pairs, key: Key) -> _Taken | str | None:
         for items, _ in sides
     ]
     items, rows = sides[0]
-    return _Taken(*scores, weights[0], items.choices[rows], np.array([sums]))
+    choices = items.choices[rows]
+    return _Taken(scores[0], scores[1], weights[0], choices, np.array([sums]))
 
 
 def _over(score: Score, found: float) -> Score:
@@ -745,5 +753,4 @@ def _chance(task: Task, key: Key, taken: _Taken) -> float:
         return nan
     if len(taken.choices) and (taken.choices > 1).all():
         return float((1 / taken.choices).mean())
-    known = task.choices and not len(taken.choices)
-    return 1 / task.choices if known and isfinite(task.choices) else nan
+    return 1 / task.choices if task.choices and not len(taken.choices) else nan

@@ -121,14 +121,14 @@ items (or mean of such), else bits per byte, else the first. mean_change average
 
     def summary(self) -> str:
         """The mean change, the flips, and the tasks that lost more than noise explains."""
-        rows = np.flatnonzero(self.main & ~self.group)
+        rows = np.flatnonzero(self.main & ~self.group).tolist()
         shares = sum(_is_share(self, row) for row in rows)
         if shares:
             many = f"{shares} task{'s' * (shares != 1)}"
             said = f"Over {many} scores changed by {_points(self.mean_change)} points on average"
         else:
             said = f"Of {self.tasks} tasks none is scored in shares of items"
-        known = rows[~np.isnan(self.right_to_wrong[rows])]
+        known = [row for row in rows if not np.isnan(self.right_to_wrong[row])]
         if len(known):
             lost, won = (int(z[known].sum()) for z in (self.right_to_wrong, self.wrong_to_right))
             said += (
@@ -143,7 +143,7 @@ items (or mean of such), else bits per byte, else the first. mean_change average
 
     def headline(self) -> str:
         """What was lost on the task that lost most."""
-        rows = np.flatnonzero(self.main & ~self.group)
+        rows = np.flatnonzero(self.main & ~self.group).tolist()
         for verdict, sign in ((LOST, 1), (GAINED, -1)):
             mine = [row for row in rows if self.verdict[row] == verdict]
             if mine:
@@ -163,11 +163,14 @@ items (or mean of such), else bits per byte, else the first. mean_change average
 
     def figure(self):
         """Both scores of every task, and its change with its interval."""
-        rows = [row for row in np.flatnonzero(self.main) if _is_share(self, row)]
+        rows = [row for row in np.flatnonzero(self.main).tolist() if _is_share(self, row)]
         share, unit = bool(rows), "points"
         if not rows:
             first = self.metric[self.main][0]
-            rows, unit = [r for r in np.flatnonzero(self.main) if self.metric[r] == first], first
+            rows, unit = (
+                [r for r in np.flatnonzero(self.main).tolist() if self.metric[r] == first],
+                first,
+            )
         # Where there are too many, those that changed most, in their order.
         rows = sorted(sorted(rows, key=lambda r: -abs(self.change[r]))[:SHOWN])
         times = 100.0 if share else 1.0
@@ -181,7 +184,9 @@ items (or mean of such), else bits per byte, else the first. mean_change average
         figures.dumbbells(names, *sides, xlabel=score, marks=chance, on=panels[0])
         figures.forest(
             [""] * len(rows),
-            *(times * z[rows] for z in (self.change, self.low, self.high)),
+            times * self.change[rows],
+            times * self.low[rows],
+            times * self.high[rows],
             self.verdict[rows],
             names={name: name for name in (LOST, GAINED, NEITHER)},
             xlabel=f"change, aligned − base [{unit}]",
@@ -315,8 +320,20 @@ def _row(one: Compared, seed: int, level: float) -> _Row:
         right, p = lost + both, float(mcnemar(lost, won))
     relative = relative_loss(one.base.value, one.aligned.value, one.chance if one.higher else nan)
     return _Row(
-        *(one.key, one.base.value, one.aligned.value, moved, how, one.items),
-        *(lost, won, right, p, one.chance, float(relative), one.higher, one.group),
+        one.key,
+        one.base.value,
+        one.aligned.value,
+        moved,
+        how,
+        one.items,
+        lost,
+        won,
+        right,
+        p,
+        one.chance,
+        float(relative),
+        one.higher,
+        one.group,
     )
 
 
@@ -327,10 +344,10 @@ def _change(one: Compared, seed: int, level: float) -> tuple[Interval, str]:
             one.base_items, one.aligned_items, one.weights, one.score, seed=seed, level=level
         )
         return moved, "paired"
-    counts = [_count(score, one.items) for score in (one.base, one.aligned)]
-    if None not in counts:
-        return newcombe(counts[0], one.items, counts[1], one.items, level), "Newcombe"
-    gap = np.float64(one.aligned.value - one.base.value)
+    ours, theirs = (_count(score, one.items) for score in (one.base, one.aligned))
+    if one.items is not None and ours is not None and theirs is not None:
+        return newcombe(ours, one.items, theirs, one.items, level), "Newcombe"
+    gap = np.array(one.aligned.value - one.base.value)
     half = NormalDist().inv_cdf((1 + level) / 2) * hypot(one.base.error, one.aligned.error)
     return Interval(gap, gap - half, gap + half), "none" if np.isnan(half) else "Wald"
 

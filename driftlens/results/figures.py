@@ -189,10 +189,7 @@ def stacks(
         style = {"color": colour, "alpha": 0.85, "width": 0.72}
         panel.bar(at, heights, bottom=below, label=visible(name), **style)
         below = below + heights
-    with _style():
-        # Above the bars, which leave no room among them.
-        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-        panel.legend(**place, ncols=len(parts), fontsize=9)
+    _legend_above(panel)
     return panel.figure
 
 
@@ -306,7 +303,7 @@ def dumbbells(
     ):
         style = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
         panel.plot(_finite(places), at, label=name, **style)
-    _legend(panel)
+    _legend_above(panel)
     return panel.figure
 
 
@@ -346,7 +343,7 @@ def forest(
             bars = {"elinewidth": 1.2, "capsize": 2}
             spread = np.clip(spread, 0, None)
             panel.errorbar(middle, at[mine], xerr=spread, label=visible(name), **style, **bars)
-    _legend(panel)
+    _legend_above(panel)
     return panel.figure
 
 
@@ -516,6 +513,14 @@ def _floor(panel: "Axes", floor: float | None, heights: np.ndarray) -> None:
 def _legend(panel: "Axes") -> None:
     with _style():
         panel.legend(loc="best", fontsize=9)
+
+
+def _legend_above(panel: "Axes") -> None:
+    """Where what is drawn leaves no room among it."""
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+    count = len(panel.get_legend_handles_labels()[0])
+    with _style():
+        panel.legend(**place, ncols=max(1, count), fontsize=9)
 
 
 def _diverging() -> Any:
