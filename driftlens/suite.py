@@ -17,9 +17,11 @@ from .diagnostics import (
     SafetyDirections,
     SafetyForgetting,
     SelectiveForgetting,
+    ShiftedTokens,
     TokenForgetting,
     TokenKinds,
     TokenLayers,
+    TokenShift,
     WeightChange,
 )
 from .doctor import Floors, divisible, noise_floor, resumable
@@ -60,6 +62,8 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         TokenKinds(o.seed),
         TokenForgetting(),
         TokenLayers(),
+        TokenShift(o.seed),
+        ShiftedTokens(),
         Drift(o.layers, o.seed, o.every_site, o.sums_bytes),
         Lens(o.layers, seed=o.seed),
         Retention(layers=o.layers, seed=o.seed),

@@ -52,6 +52,14 @@ from .shapley import Interactions, InteractionsResult, Shapley, ShapleyResult
 from .stages import StageLayersResult, StagesResult, staged
 from .tax import TaxRateResult
 from .token_map import TokenMap, TokenMapResult
+from .token_shift import (
+    PublishedShift,
+    PublishedShiftResult,
+    ShiftedTokens,
+    ShiftedTokensResult,
+    TokenShift,
+    TokenShiftResult,
+)
 from .tokens import TokenForgetting, TokenForgettingResult, TokenKinds, TokenKindsResult
 from .tradeoff import CrossSteeringResult, SteeringByLayerResult, TradeoffResult
 from .weight_path import PositionMap, PositionMapResult, WeightPath, WeightPathResult
@@ -102,6 +110,8 @@ __all__ = [
     "PreferenceFactsResult",
     "PreferenceLosses",
     "PreferenceLossesResult",
+    "PublishedShift",
+    "PublishedShiftResult",
     "Restoration",
     "RestorationResult",
     "Retention",
@@ -118,6 +128,8 @@ __all__ = [
     "SelectiveForgettingResult",
     "Shapley",
     "ShapleyResult",
+    "ShiftedTokens",
+    "ShiftedTokensResult",
     "StageLayersResult",
     "StagesResult",
     "SteeringByLayerResult",
@@ -130,6 +142,8 @@ __all__ = [
     "TokenLayersResult",
     "TokenMap",
     "TokenMapResult",
+    "TokenShift",
+    "TokenShiftResult",
     "TradeoffResult",
     "WeightChange",
     "WeightChangeResult",
