@@ -63,7 +63,7 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         TokenForgetting(),
         TokenLayers(),
         TokenShift(o.seed),
-        ShiftedTokens(),
+        ShiftedTokens(seed=o.seed),
         Drift(o.layers, o.seed, o.every_site, o.sums_bytes),
         Lens(o.layers, seed=o.seed),
         Retention(layers=o.layers, seed=o.seed),

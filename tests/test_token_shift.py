@@ -153,6 +153,7 @@ def test_the_boosted_tokens_are_the_shifted_ones_and_their_ranks_are_exact():
     assert found.shifted_share.value > 0.1
     assert found.kl_aligned_base.value == pytest.approx(np.concatenate(kl).mean(), abs=1e-5)
     assert tokens.changed == (rank > 0).sum() == tokens.rows()
+    assert tokens.changed_share.value == pytest.approx((rank > 0).mean())
     for document, position, r, gain in zip(
         tokens.document, tokens.position, tokens.base_rank, tokens.gain, strict=True
     ):

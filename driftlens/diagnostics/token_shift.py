@@ -357,6 +357,9 @@ shifted: aligned's first choice, and base's fourth or lower; `of` counts how oft
 first choice at all.
 """.strip()
 
+    changed_share: Estimate = value("of tokens")
+    """Share of scored places at which aligned's first choice is not base's."""
+
     document: np.ndarray = column()
     """[row] number of the document in its pack, from 0."""
     position: np.ndarray = column()
@@ -391,7 +394,7 @@ first choice at all.
     seen: int = fact("tokens")
     """Scored tokens in all."""
 
-    near_zero: ClassVar[tuple[str, ...]] = ("gain",)
+    near_zero: ClassVar[tuple[str, ...]] = ("changed_share",)
 
     def summary(self) -> str:
         """The token that gained most, and those most often newly chosen."""
@@ -447,12 +450,15 @@ class ShiftedTokens(Metric[ShiftedTokensResult]):
 
     Args:
         rows: How many places to keep one by one, those that gained most.
+        seed: Of the bootstrap.
     """
 
     wants = Wants(same_tokens=True)
 
-    def __init__(self, rows: int = KEPT) -> None:
+    def __init__(self, rows: int = KEPT, seed: int = 0) -> None:
+        self.seed = seed
         self.places = Rows(rows, ("-gain", "document", "position"), COLUMNS)
+        self.changes = PerDocument(2)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the vocabulary."""
@@ -467,9 +473,11 @@ class ShiftedTokens(Metric[ShiftedTokensResult]):
         self.chosen.update(top)
         self.shifted.update(top[shift.classes(ranks) == shift.CLASSES.index("shifted")])
         changed = ranks != 0
+        of = frame.scored.document
+        self.changes.update(of, np.stack([changed, np.ones(len(of))], 1))
         columns = {
             "gain": (aligned - base).numpy(),
-            "document": frame.scored.document,
+            "document": of,
             "position": frame.scored.position,
             "base_id": c.base_top.numpy(),
             "aligned_id": top,
@@ -487,8 +495,11 @@ class ShiftedTokens(Metric[ShiftedTokensResult]):
         often = np.argsort(-self.shifted.counts, kind="stable")[:OFTEN]
         often = often[self.shifted.counts[often] > 0]
         context, in_text = self._texts(rows["document"], rows["position"])
+        share, of = self.changes.sums.T
+        changes = self.intervals(share, of, self.changes.documents)
         note = f"The {len(context)} of {self.places.seen} changed places that gained most."
         return ShiftedTokensResult.of(
+            changed_share=Estimate(*map(float, changes)),
             document=rows["document"],
             position=rows["position"],
             context=context,
