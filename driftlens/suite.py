@@ -6,8 +6,11 @@ from typing import Any
 
 from . import attribution, steer
 from .diagnostics import (
+    Calibration,
+    ChoiceCalibration,
     Directions,
     Drift,
+    Entropy,
     Factorial,
     Forgetting,
     LayerForgetting,
@@ -18,6 +21,7 @@ from .diagnostics import (
     SafetyForgetting,
     SelectiveForgetting,
     ShiftedTokens,
+    SymptomLayers,
     TokenForgetting,
     TokenKinds,
     TokenLayers,
@@ -64,6 +68,9 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         TokenLayers(),
         TokenShift(o.seed),
         ShiftedTokens(seed=o.seed),
+        Calibration(o.seed),
+        Entropy(o.seed),
+        SymptomLayers(o.seed),
         Drift(o.layers, o.seed, o.every_site, o.sums_bytes),
         Lens(o.layers, seed=o.seed),
         Retention(layers=o.layers, seed=o.seed),
@@ -83,6 +90,7 @@ ANSWERED = ("choice", "prompt")
 OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: (  # noqa: E731
     SafetyForgetting(reading, seed=o.seed),
     SafetyDirections(reading, o.layers, seed=o.seed),
+    ChoiceCalibration(reading, o.seed),
 )
 """The same of packs of choices, which are read at the first tokens of their answers."""
 

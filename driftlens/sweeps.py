@@ -111,6 +111,12 @@ class Choices:
         """[score, item] behaviour, P(wanted) among all tokens, its logarithm, and log-odds."""
         return _scores(*self._shares(logits, documents, side))
 
+    def within(self, logits: Tensor, documents: np.ndarray, side: int) -> Tensor:
+        """[item, choice] logarithm of each answer's share of all answers; 0 where there is none."""
+        own, _, signs = self._shares(logits, documents, side)
+        logs = own.masked_fill(signs == 0, -torch.inf).log_softmax(1)
+        return logs.masked_fill(signs == 0, 0.0)
+
     def _shares(self, logits: Tensor, documents: np.ndarray, side: int) -> tuple[Tensor, ...]:
         """[item, choice] each answer's logit, ln of its share of all tokens, and its sign."""
         wide = logits.double()

@@ -1,5 +1,6 @@
 """The instruments, one file each. They do not know each other."""
 
+from .calibration import Calibration, CalibrationResult, ChoiceCalibration
 from .capability import CapabilityResult, capability
 from .conflict import CapabilityConflict, CapabilityConflictResult
 from .directions import (
@@ -21,6 +22,7 @@ from .entanglement import (
     PreferenceLosses,
     PreferenceLossesResult,
 )
+from .entropy import Entropy, EntropyResult
 from .factorial import Factorial, FactorialResult
 from .first_step import FirstStep, FirstStepResult
 from .fisher import FisherDistance, FisherDistanceResult
@@ -50,6 +52,7 @@ from .selection import DirectionSelectionResult
 from .selective import SelectiveForgetting, SelectiveForgettingResult
 from .shapley import Interactions, InteractionsResult, Shapley, ShapleyResult
 from .stages import StageLayersResult, StagesResult, staged
+from .symptoms import SymptomLayers, SymptomLayersResult
 from .tax import TaxRateResult
 from .token_map import TokenMap, TokenMapResult
 from .token_shift import (
@@ -66,9 +69,12 @@ from .weight_path import PositionMap, PositionMapResult, WeightPath, WeightPathR
 from .weights import WeightChange, WeightChangeResult
 
 __all__ = [
+    "Calibration",
+    "CalibrationResult",
     "CapabilityConflict",
     "CapabilityConflictResult",
     "CapabilityResult",
+    "ChoiceCalibration",
     "CrossSteeringResult",
     "DirectionMethodsResult",
     "DirectionSelectionResult",
@@ -83,6 +89,8 @@ __all__ = [
     "EntanglementByPosition",
     "EntanglementByPositionResult",
     "EntanglementResult",
+    "Entropy",
+    "EntropyResult",
     "Factorial",
     "FactorialResult",
     "FirstStep",
@@ -133,6 +141,8 @@ __all__ = [
     "StageLayersResult",
     "StagesResult",
     "SteeringByLayerResult",
+    "SymptomLayers",
+    "SymptomLayersResult",
     "TaxRateResult",
     "TokenForgetting",
     "TokenForgettingResult",

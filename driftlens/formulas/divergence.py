@@ -95,6 +95,44 @@ class _Gold(torch.autograd.Function):
         return gradient, None
 
 
+class Said(NamedTuple):
+    """What a model says of its gold ids, and how sure it is."""
+
+    logprob: Tensor
+    """[row] log-probability of the gold id, in nats."""
+
+    entropy: Tensor
+    """[row] entropy over the whole vocabulary, in nats."""
+
+    top_logprob: Tensor
+    """[row] log-probability of the greatest logit, in nats."""
+
+    hit: Tensor
+    """[row] whether no logit is greater than that of the gold id."""
+
+
+@torch.no_grad()
+def said(logits: Tensor, target: Tensor) -> Said:
+    """What `compare` tells of one model, from the exponentials that `gold` takes, to the last bit.
+
+    Args:
+        logits: [row, vocab].
+        target: [row] gold ids.
+
+    Returns:
+        Its fields in float32 (float64 of float64 logits) and truths, where the logits are.
+    """
+    room = _room(logits)
+    parts = [_said(Weights.of(logits[rows], room), target[rows]) for rows in _slices(logits)]
+    return Said(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _said(w: "Weights", target: Tensor) -> Said:
+    # A difference is 0 of equal numbers alone.
+    hit = w.below.gather(-1, target[:, None])[:, 0] == 0
+    return Said(_gold(w, target), _entropy(w), -w.total.log(), hit)
+
+
 class Comparison(NamedTuple):
     """What two models say about the same rows.
 
@@ -318,8 +356,8 @@ def _compare(
         "aligned_logprob": _gold(a, aligned_target),
         "base_rank": _rank(b, base_target),
         "aligned_rank": _rank(a, aligned_target),
-        "base_entropy": b.total.log() - b.mean(b.below),
-        "aligned_entropy": a.total.log() - a.mean(a.below),
+        "base_entropy": _entropy(b),
+        "aligned_entropy": _entropy(a),
         "base_top": b.logits.argmax(-1),
         "aligned_top": a.logits.argmax(-1),
         "base_top_logprob": -b.total.log(),
@@ -374,6 +412,10 @@ def _kl(b: Weights, a: Weights) -> Tensor:
 
 def _gold(weights: Weights, target: Tensor) -> Tensor:
     return weights.below.gather(-1, target[:, None])[:, 0] - weights.total.log()
+
+
+def _entropy(weights: Weights) -> Tensor:
+    return weights.total.log() - weights.mean(weights.below)
 
 
 def _rank(weights: Weights, target: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How sure a number is: intervals by resampling documents, and of shares."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -70,6 +70,45 @@ def bootstrap(
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
     return Interval(estimate, low, high)
+
+
+def of_sums(
+    of: Callable[[np.ndarray], np.ndarray],
+    sums: np.ndarray,
+    *,
+    seed: int,
+    rounds: int = 2000,
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+    centred: bool = False,
+) -> Interval:
+    """A function of sums over documents and its percentile interval, drawn as `bootstrap` draws.
+
+    Args:
+        of: Takes [*, column] sums of all documents, or of many draws, to [*, number].
+        sums: [document, column] sums.
+        seed: Of the draw.
+        rounds: Number of draws.
+        level: Share of draws within the interval.
+        clusters: [document] ids; documents that share one are drawn together.
+        centred: Whether the draws are moved so that their mean is the estimate: where noise only
+            adds to a number, drawing again adds more of it.
+
+    Returns:
+        [number] estimate and bounds; NaN of fewer than two documents (or clusters), and where a
+        draw has no number.
+    """
+    if clusters is not None:
+        sums = by_cluster(sums, clusters)
+    estimate = of(sums.sum(0))
+    if len(sums) < 2:
+        return Interval(estimate, estimate * np.nan, estimate * np.nan)
+    drawn = np.concatenate([of(z @ sums) for z in resampled(len(sums), rounds, seed)])
+    tail = (1 - level) / 2
+    # Between a finite draw and an infinite one there is nothing to interpolate.
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0, method="inverted_cdf")
+    moved = drawn.mean(0) - estimate if centred else 0.0
+    return Interval(estimate, low - moved, high - moved)
 
 
 def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> Interval:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.formulas.divergence import Comparison, compare
+from driftlens.formulas.divergence import Comparison, Said, compare, said
 from driftlens.formulas.preferences import Answers
 from driftlens.formulas.quadrature import gauss
 from driftlens.formulas.words import KINDS, kinds
@@ -301,16 +301,40 @@ class Frame:
         the same as putting base's weights below it, as long as the stream is all that blocks
         hand on. Each run starts at its boundary. float64, in nats.
         """
-        return self._hybrids(self.base, self.pair.aligned, self.aligned, self.likelihoods)
+        return self.restored_said.logprob
 
     @cached_property
     def corrupted(self) -> Tensor:
         """[boundary, scored unit] the same with aligned below each boundary and base above."""
-        return self._hybrids(self.aligned, self.pair.base, self.base, self.likelihoods[::-1])
+        return self.corrupted_said.logprob
 
-    def _hybrids(
-        self, below: Trace, model: Model, above: Trace, ends: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    @cached_property
+    def restored_said(self) -> Said:
+        """[boundary, scored unit] of each field: what `restored` is read from, and how sure.
+
+        Floats are float64.
+        """
+        return self._hybrids(self.base, self.pair.aligned, self.aligned, self._said)
+
+    @cached_property
+    def corrupted_said(self) -> Said:
+        """[boundary, scored unit] of each field: the same of `corrupted`."""
+        return self._hybrids(self.aligned, self.pair.base, self.base, self._said[::-1])
+
+    @cached_property
+    def _said(self) -> tuple[Said, Said]:
+        """What base and aligned say of each scored unit."""
+        c = self.comparison
+        return (
+            _wide(Said(c.base_logprob, c.base_entropy, c.base_top_logprob, c.base_rank == 0)),
+            _wide(
+                Said(
+                    c.aligned_logprob, c.aligned_entropy, c.aligned_top_logprob, c.aligned_rank == 0
+                )
+            ),
+        )
+
+    def _hybrids(self, below: Trace, model: Model, above: Trace, ends: tuple[Said, ...]) -> Said:
         runs = [ends[1]]
         for layer in range(-1, self.pair.depth):
             site = EMBED if layer < 0 else Site(layer)
@@ -320,8 +344,17 @@ class Frame:
                 runs.append(ends[1])
                 continue
             predictors = model.resume(above.batch, layer, stream)
-            runs.append(self.likelihood_of(model, above, predictors))
-        return torch.stack([*runs, ends[0]])
+            runs.append(self._said_of(model, above, predictors))
+        return Said(*(torch.stack(column) for column in zip(*runs, ends[0], strict=True)))
+
+    def _said_of(self, model: Model, trace: Trace, predictors: Tensor) -> Said:
+        """What `model` says of [scored token, width] predictors, which are units of one token."""
+        rows, room = rows_of(model.vocabulary), self._room(model.vocabulary, predictors)
+        pieces = zip(predictors.split(rows), trace.batch.targets.split(rows), strict=True)
+        parts = [said(model.readout(p, room), t) for p, t in pieces]
+        found = _wide(Said(*(torch.cat(column).cpu() for column in zip(*parts, strict=True))))
+        self._check(model, trace, found.logprob)
+        return found
 
     def grafted(self, aligned: Collection[Piece]) -> Tensor:
         """[scored unit] log-likelihoods with aligned's weights in some pieces, base's elsewhere.
@@ -597,6 +630,11 @@ class Frame:
         aligned = base if self.aligned is self.base else self.aligned.predictors.split(rows)
         targets = (trace.batch.targets.split(rows) for trace in (self.base, self.aligned))
         yield from zip(base, aligned, *targets, strict=True)
+
+
+def _wide(said: Said) -> Said:
+    """The same with float64 for its floats."""
+    return Said(*(z.double() if z.is_floating_point() else z for z in said))
 
 
 @dataclass
