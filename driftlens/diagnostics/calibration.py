@@ -55,7 +55,8 @@ eq. 3); ece_mass has bins of equal mass, and ece_sweep as many of those as keep 
 with confidence (Roelofs et al. 2022). Noise alone makes each of them larger than 0: ece_chance is \
 what a perfectly calibrated model with the same confidences is to be expected to show (the mean \
 absolute deviation of a binomial, de Moivre 1730), and ece_debiased = ece − ece_chance has the \
-mean 0 for such a model, and overstates the error of none on average.
+mean 0 for such a model. Of any other that takes off too much: its true error lies, on average, \
+between ece_debiased and ece.
 
 Brier: of text (confidence − hit)²; of choices Brier's (1950) sum over the answers, 0 to 2. NLL: \
 of text that of the token, of choices that of the wanted answers among all answers. T* is the \

@@ -103,35 +103,34 @@ telescoping sum.
 
     def summary(self) -> str:
         """Which stage has the largest share of either change."""
-        told = [
-            f"{self._largest(name)} of a change of {words} of {getattr(self, f'{name}_change')}"
-            f" {unit}"
+        told = (
+            f"of a change of {words} by {getattr(self, f'{name}_change')} {unit}, "
+            f"{self._most(name)}"
             for name, words, unit in (
                 ("overconfidence", "over-confidence", "in probability"),
                 ("entropy", "entropy", "nats a token"),
             )
-        ]
-        return f"The largest shares: {', and '.join(told)}."
+        )
+        said = "; ".join(told)
+        return f"{said[0].upper()}{said[1:]}."
 
     def headline(self) -> str:
         """The stage that changed entropy most, if the change can be told from noise."""
         change = self.entropy_change
         if not self.above_floor("entropy_change") or not change.low * change.high > 0:
             return ""
-        return f"{self._largest('entropy')} of the change of entropy"
+        return f"of the change of entropy, {self._most('entropy')}"
 
-    def _largest(self, name: str) -> str:
-        shares = getattr(self, name)
-        if not np.isfinite(shares).any():
+    def _most(self, name: str) -> str:
+        """The stage with the largest share, and the share."""
+        shares = np.abs(np.nan_to_num(getattr(self, name)))
+        if not shares.any():
             return "no stage has a share"
-        row = int(np.nanargmax(np.abs(shares)))
+        row = int(shares.argmax())
         stage = str(self.stage[row])
         place = {"embed": "the embedding", "head": "the head"}.get(stage, f"block {stage}")
-        return f"{place} has {Estimate(shares[row], *self._ends(name, row))}"
-
-    def _ends(self, name: str, row: int) -> tuple[float, float]:
-        low, high = (getattr(self, f"{end}_{name}")[row] for end in ("low", "high"))
-        return float(low), float(high)
+        ends = (float(getattr(self, f"{end}{name}")[row]) for end in ("", "low_", "high_"))
+        return f"{place} has most, {Estimate(*ends)}"
 
     def figure(self):
         """Shares of over-confidence and of entropy by stage."""

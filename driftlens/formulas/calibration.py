@@ -14,8 +14,8 @@ from .intervals import Interval
 BINS = 15
 """Bins of equal width, as is usual since Guo et al. (2017)."""
 
-BETAS = (0.0, *(2 ** (n / 2) for n in range(-4, 5)))
-"""Inverse temperatures at which losses are read: 0, and ¼ to 4 by factors of √2."""
+BETAS = (0.0, *(2.0**n for n in range(-4, 3)))
+"""Inverse temperatures at which losses are read: 0, and 1/16 to 4, each twice the one before."""
 
 SURE = 1 - 2.0**-24
 """The surest that float32 can tell from 1."""
@@ -141,8 +141,9 @@ def chance_ece(sums: np.ndarray) -> np.ndarray:
     .. math:: E|X - np| = 2 m \binom{n}{m} p^m (1 - p)^{n - m + 1}
 
     It is exact where the confidences of a bin are equal. `ece` less this has the mean 0 for a
-    calibrated model. For any other its mean is at most the error itself: noise adds the less to
-    a distance from 0, the larger the distance is.
+    calibrated model. Noise adds the less to a distance from 0 the larger the distance is, so that
+    of any other model this takes off too much: what its bins are truly off by lies, on average,
+    between `ece` less this and `ece`.
 
     Source: de Moivre (1730), by Diaconis & Zabell (1991), "Closed Form Summation for Classical
     Distributions", eq. 1.1; the comparison with a calibrated model is that of Bröcker & Smith
@@ -215,9 +216,15 @@ def _tempered(logits: Tensor, target: Tensor, betas: Sequence[float]) -> Tensor:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     below = logits - logits.amax(-1, keepdim=True)
     gold = below.gather(-1, target[:, None])[:, 0]
-    room, squares, found = torch.empty_like(below), below.square(), []
+    weight, squares, found = torch.empty_like(below), below.square(), []
+    before = 0.0
     for beta in betas:
-        weight = torch.mul(below, beta * LOG2_E, out=room).exp2_()
+        if before and beta == 2 * before:
+            # A square takes a fraction of the time of an exponential.
+            weight.mul_(weight)
+        else:
+            torch.mul(below, beta * LOG2_E, out=weight).exp2_()
+        before = beta
         total = weight.sum(-1)
         mean = torch.linalg.vecdot(weight, below) / total
         square = torch.linalg.vecdot(weight, squares) / total
