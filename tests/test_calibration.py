@@ -63,11 +63,11 @@ def test_bins_of_equal_width_are_those_of_scikit_learn():
     confidence[:3] = 0, 1, 1 / 15
     table = calibration.reliability(sums(confidence, hit))
     accuracy, mean = calibration_curve(hit, confidence, n_bins=BINS)
-    there = table.count > 0
+    there = table.size > 0
     np.testing.assert_allclose(table.accuracy[there], accuracy)
     np.testing.assert_allclose(table.confidence[there], mean)
     assert np.isnan(table.accuracy[~there]).all()
-    weighted = np.abs(accuracy - mean) @ table.count[there] / 2000
+    weighted = np.abs(accuracy - mean) @ table.size[there] / 2000
     assert calibration.ece(sums(confidence, hit)) == pytest.approx(weighted)
 
 
@@ -546,7 +546,7 @@ def test_every_score_of_choices_is_that_of_the_nets_own_logits():
             assert getattr(result, f"{side}_{name}").value == pytest.approx(number, abs=1e-5), name
     lost = np.mean([a and not b for a, b in zip(*hits.values(), strict=True)])
     assert result.lost.value == pytest.approx(lost)
-    assert result.of == "choices"
+    assert result.predicted == "choices"
     assert result.predictions == len(ITEMS)
 
 

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 import nets
 from driftlens.diagnostics import (
+    Calibration,
     CapabilityConflict,
     Drift,
     Entanglement,
     EntanglementByLayer,
     EntanglementByPosition,
+    Entropy,
     Factorial,
     FirstStep,
     FisherDistance,
@@ -36,6 +38,7 @@ from driftlens.diagnostics import (
     SelectiveForgetting,
     Shapley,
     ShiftedTokens,
+    SymptomLayers,
     TokenForgetting,
     TokenKinds,
     TokenLayers,
@@ -93,6 +96,9 @@ METRICS = {
         TokenShift,
         ShiftedTokens,
         PublishedShift,
+        Calibration,
+        Entropy,
+        SymptomLayers,
         Factorial,
         Grafts,
         Shapley,

@@ -167,7 +167,7 @@ have none.
     high: np.ndarray = column("probability")
     """[row] upper end of it."""
 
-    of: str = fact()
+    predicted: str = fact()
     """What is predicted: `next token` or `choices`."""
     predictions: int = fact()
     """How many there were."""
@@ -210,7 +210,7 @@ have none.
         moved = self.overconfidence_change
         verb = "rose" if moved.value >= 0 else "fell"
         size = moved if moved.value >= 0 else Estimate(-moved.value, -moved.high, -moved.low)
-        what = "next tokens" if self.of == "next token" else "answers"
+        what = "next tokens" if self.predicted == "next token" else "answers"
         return (
             f"Of its likeliest {what} base is {self.base_confidence.value:.1%} sure and has "
             f"{self.base_accuracy.value:.1%} right, aligned {self.aligned_confidence.value:.1%} "
@@ -226,7 +226,7 @@ have none.
             return ""
         way = "surer" if moved.value > 0 else "less sure"
         size = moved if moved.value > 0 else Estimate(-moved.value, -moved.high, -moved.low)
-        what = "" if self.of == "next token" else " of its choices"
+        what = "" if self.predicted == "next token" else " of its choices"
         return f"{way}{what} by {size} in probability than its accuracy warrants"
 
     def figure(self):
@@ -269,7 +269,7 @@ class Told(NamedTuple):
     documents: np.ndarray
     """[document] numbers."""
 
-    count: np.ndarray
+    total: np.ndarray
     """[document] how many predictions."""
 
     means: np.ndarray
@@ -294,7 +294,7 @@ class Told(NamedTuple):
 class _Calibrated(Metric[CalibrationResult]):
     """What both kinds of predictions are told by."""
 
-    of: ClassVar[str] = ""
+    predicted: ClassVar[str] = ""
 
     @abstractmethod
     def _told(self) -> Told:
@@ -309,8 +309,8 @@ class _Calibrated(Metric[CalibrationResult]):
         told = self._told()
         fields = {**self._means(told), **self._eces(told), **self._repairs(told)}
         return CalibrationResult.of(
-            of=self.of,
-            predictions=int(told.count.sum()),
+            predicted=self.predicted,
+            predictions=int(told.total.sum()),
             tempered=told.sampled,
             notes=(*self._notes(told), *_of_temperatures(fields)),
             **fields,
@@ -321,8 +321,8 @@ class _Calibrated(Metric[CalibrationResult]):
         over = told.means[..., :1] - told.means[..., 1:2]
         means = np.concatenate([told.means, over], -1)
         means = np.concatenate([means, np.diff(means, axis=1)], 1)
-        found = self.intervals(means, told.count, told.documents)
-        flips = self.intervals(told.flips, told.count, told.documents)
+        found = self.intervals(means, told.total, told.documents)
+        flips = self.intervals(told.flips, told.total, told.documents)
         fields = {name: _at(flips, place) for place, name in enumerate(("lost", "won"))}
         for side, which in enumerate((*SIDES, "change")):
             for place, name in enumerate((*MEANS, "overconfidence")):
@@ -410,10 +410,10 @@ class _Calibrated(Metric[CalibrationResult]):
         bins = bins[mine]
         found = self.intervals(bins[..., 2], bins[..., 0], told.documents[mine])
         table = calibration.reliability(bins.sum(0))
-        for side, bin in np.argwhere(table.count > 0):
+        for side, bin in np.argwhere(table.size > 0):
             number = side, bin
             yield (
-                *(name, SIDES[side], edges[bin], edges[bin + 1], int(table.count[number])),
+                *(name, SIDES[side], edges[bin], edges[bin + 1], int(table.size[number])),
                 *(table.confidence[number], table.accuracy[number]),
                 *(found.low[number], found.high[number]),
             )
@@ -434,7 +434,7 @@ class Calibration(_Calibrated):
     """
 
     wants = Wants(same_tokens=True)
-    of = "next token"
+    predicted = "next token"
 
     def __init__(self, seed: int = 0, tempered: int = TEMPERED, rows: int = ROWS) -> None:
         self.seed, self.tempered, self.kept = seed, tempered, rows
@@ -484,7 +484,7 @@ class Calibration(_Calibrated):
         mine = np.flatnonzero(chosen(scored.document, scored.position, self.shares[0], self.seed))
         if not len(mine):
             return
-        losses = []
+        losses: list[Tensor] = []
         for read, model, trace in zip(
             frame.pair.readouts,
             (frame.pair.base, frame.pair.aligned),
@@ -526,7 +526,7 @@ class Calibration(_Calibrated):
         )
 
     def _notes(self, told: Told) -> Iterator[str]:
-        count = int(told.count.sum())
+        count = int(told.total.sum())
         if told.sampled < count:
             yield f"T* is of {told.sampled} of {count} tokens, evenly chosen."
         if (kept := len(told.rows[0])) < count:
@@ -542,7 +542,7 @@ class ChoiceCalibration(_Calibrated):
     """
 
     wants = Wants(same_tokens=True)
-    of = "choices"
+    predicted = "choices"
 
     def __init__(self, reading: Choices, seed: int = 0) -> None:
         self.reading, self.seed = reading, seed

@@ -54,8 +54,8 @@ def equal_mass(confidence: ArrayLike, hit: ArrayLike, bins: int = BINS) -> np.nd
     Rows of one confidence share their hits, so that their order does not matter. Of fewer rows
     than bins, as many bins as rows.
     """
-    confidence, hit = _in_order(confidence, hit)
-    return _of_equal_mass(confidence, hit, min(bins, len(confidence)))
+    totals = _totals(*_in_order(confidence, hit))
+    return _cut(totals, min(bins, totals.shape[1] - 1))
 
 
 def monotonic_sweep(confidence: ArrayLike, hit: ArrayLike) -> np.ndarray:
@@ -66,16 +66,17 @@ def monotonic_sweep(confidence: ArrayLike, hit: ArrayLike) -> np.ndarray:
     Source: Roelofs, Cain, Shlens & Mozer (2022), "Mitigating Bias in Calibration Error
     Estimation", algorithm 1.
     """
-    confidence, hit = _in_order(confidence, hit)
-    found = _of_equal_mass(confidence, hit, min(1, len(confidence)))
-    for bins in range(2, len(confidence) + 1):
-        finer = _of_equal_mass(confidence, hit, bins)
+    totals = _totals(*_in_order(confidence, hit))
+    rows = totals.shape[1] - 1
+    if (np.diff(totals[2], 2) >= -1e-9).all():
+        # Hits that never fall from row to row never fall from bin to bin.
+        return _cut(totals, rows)
+    for bins in range(2, rows + 1):
+        count, _, hits = _cut(totals, bins).T
         # Cross-multiplied: means of equal hits must not differ by rounding.
-        count, hits = finer[:, 0], finer[:, 2]
         if (hits[1:] * count[:-1] < hits[:-1] * count[1:] - 1e-9).any():
-            break
-        found = finer
-    return found
+            return _cut(totals, bins - 1)
+    return _cut(totals, rows)
 
 
 def _in_order(confidence: ArrayLike, hit: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -87,10 +88,16 @@ def _in_order(confidence: ArrayLike, hit: ArrayLike) -> tuple[np.ndarray, np.nda
         return np.repeat(levels, count), np.repeat(hits / count, count)
 
 
-def _of_equal_mass(confidence: np.ndarray, hit: np.ndarray, bins: int) -> np.ndarray:
-    ends = np.linspace(0, len(confidence), bins + 1).round().astype(int) if bins else [0]
-    totals = (np.append(0, np.cumsum(z)) for z in (np.ones_like(hit), confidence, hit))
-    return np.stack([np.diff(z[ends]) for z in totals], 1)
+def _totals(confidence: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    """[3, row + 1] count, confidence and hits of the first rows."""
+    each = np.stack([np.ones_like(hit), confidence, hit])
+    return np.concatenate([np.zeros((3, 1)), each.cumsum(1)], 1)
+
+
+def _cut(totals: np.ndarray, bins: int) -> np.ndarray:
+    """[bin, 3] sums of bins of equal mass."""
+    ends = np.linspace(0, totals.shape[1] - 1, bins + 1).round().astype(int)
+    return np.diff(totals[:, ends if bins else [0]], axis=1).T
 
 
 # What bins tell
@@ -105,7 +112,7 @@ class Reliability(NamedTuple):
     accuracy: np.ndarray
     """[*, bin] mean of hits."""
 
-    count: np.ndarray
+    size: np.ndarray
     """[*, bin] how many rows."""
 
 
