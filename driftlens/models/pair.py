@@ -314,15 +314,15 @@ class Frame:
 
         Floats are float64.
         """
-        return self._hybrids(self.base, self.pair.aligned, self.aligned, self._said)
+        return self._hybrids(self.base, self.pair.aligned, self.aligned, self._whole)
 
     @cached_property
     def corrupted_said(self) -> Said:
         """[boundary, scored unit] of each field: the same of `corrupted`."""
-        return self._hybrids(self.aligned, self.pair.base, self.base, self._said[::-1])
+        return self._hybrids(self.aligned, self.pair.base, self.base, self._whole[::-1])
 
     @cached_property
-    def _said(self) -> tuple[Said, Said]:
+    def _whole(self) -> tuple[Said, Said]:
         """What base and aligned say of each scored unit."""
         c = self.comparison
         return (
