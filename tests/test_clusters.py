@@ -51,8 +51,8 @@ def test_capitals_and_marks_are_no_words():
 
 
 def test_bigrams_of_words_and_of_characters_fall_back_on_what_is_alone():
-    assert c.word_bigrams(["a b c", "a", ""]) == [{("a", "b"), ("b", "c")}, {("a",)}, set()]
-    assert c.character_bigrams(["Ab", "a", ""]) == [{("a", "b")}, {("a",)}, set()]
+    assert c.word_bigrams(["a b c", "a", "!!"]) == [{("a", "b"), ("b", "c")}, {("a",)}, {("!!",)}]
+    assert c.character_bigrams(["Ab", "a"]) == [{("a", "b")}, {("a",)}]
 
 
 def test_cosines_are_sklearns_of_sublinear_trigrams():
@@ -148,11 +148,21 @@ def test_sindex_goes_by_the_mean_over_a_cluster():
     assert c.led(three, 0.95).tolist() == [0, 0, 0]
 
 
-def test_an_empty_answer_belongs_to_no_cluster():
-    labels = c.without_empty([0, 1, 1, 2], [True, False, False, False])
-    assert labels.tolist() == [-1, 0, 0, 1]
-    assert c.sizes(labels).tolist() == [2, 1]
-    assert c.diversity(labels) == 2
+@pytest.mark.parametrize("method", c.METHODS.values(), ids=lambda method: method.name)
+def test_a_blank_answer_belongs_to_no_cluster_and_the_same_answers_are_together(method):
+    texts = ["", "Seven boats left.", " \n", "A quiet evening", "Seven boats left!", "🙂", "🙂"]
+    labels = c.clustered("?", texts, method)
+    assert labels.tolist() == [-1, 0, -1, 1, 0, 2, 2]
+    assert c.sizes(labels).tolist() == [2, 1, 2]
+    assert c.clustered("?", ["", ""], method).tolist() == [-1, -1]
+    assert c.clustered("?", [], method).tolist() == []
+
+
+def test_a_method_sees_the_prompt_and_what_is_said_alone():
+    seen = []
+    method = c.Method("told", lambda prompt, texts: seen.append((prompt, *texts)) or [7, 7])
+    assert c.clustered("why?", ["", "so", "thus"], method).tolist() == [-1, 0, 0]
+    assert seen == [("why?", "so", "thus")]
 
 
 # How many things they say

@@ -6,11 +6,38 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
+from driftlens.estimators import auroc
 from driftlens.formulas import uncertainty as u
-from driftlens.formulas.answers import first_sentence, says
+from driftlens.formulas.answers import first_line, says
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=9))
+def test_the_area_of_rows_that_count_once_is_sklearns_and_that_of_rows_drawn_again(rows):
+    scores, labels = (np.array(z) for z in zip(*rows, strict=True))
+    weights = np.stack([np.ones(len(rows)), np.arange(len(rows)) % 3])
+    found = u.weighted_auroc(scores, labels, weights)
+    if u.constant(scores):
+        assert np.isnan(found).all()
+        return
+    for mine, weight in zip(found, weights.astype(int), strict=True):
+        again = np.repeat(np.arange(len(rows)), weight)
+        if len(set(labels[again].tolist())) < 2:
+            assert np.isnan(mine)
+        else:
+            assert mine == pytest.approx(roc_auc_score(labels[again], scores[again]))
+            assert mine == pytest.approx(auroc(scores[again], labels[again]))
+
+
+def test_an_order_known_to_be_right_has_an_area_of_one_and_its_contrary_none():
+    once = np.ones((1, 4))
+    assert u.weighted_auroc([1, 2, 3, 4], [0, 0, 1, 1], once) == 1
+    assert u.weighted_auroc([4, 3, 2, 1], [0, 0, 1, 1], once) == 0
+    assert u.weighted_auroc([1, 1, 2, 2], [0, 1, 0, 1], once) == 0.5
 
 
 def test_cohens_d_is_the_distance_in_pooled_spreads():
@@ -138,15 +165,14 @@ def test_an_uncertainty_that_is_not_known_lets_nothing_pass():
 @pytest.mark.parametrize(
     ("text", "first"),
     [
-        ("Paris. It is big.", "Paris."),
+        ("Certainly! It is Paris.\nUser: And of Italy?", "Certainly! It is Paris."),
         ("\n\n- Paris\nLondon", "- Paris"),
-        ("It costs 3.50 there! Yes.", "It costs 3.50 there!"),
         ("...\nPart two", "Part two"),
         ("", ""),
     ],
 )
-def test_the_first_sentence_ends_where_a_sentence_or_a_line_does(text, first):
-    assert first_sentence(text) == first
+def test_the_first_line_is_the_first_that_says_something(text, first):
+    assert first_line(text) == first
 
 
 @pytest.mark.parametrize(
@@ -154,7 +180,8 @@ def test_the_first_sentence_ends_where_a_sentence_or_a_line_does(text, first):
     [
         ("It is PARIS, of course.", ["Paris"], "contains", True),
         ("It is Parisian.", ["Paris"], "contains", False),
-        ("London. Or Paris?", ["Paris"], "contains", False),
+        ("London.\nOr Paris?", ["Paris"], "contains", False),
+        ("With pleasure! Paris.", ["Paris"], "contains", True),
         ("the river Alder flows", ["River Alder"], "contains", True),
         ("the Alder river flows", ["River Alder"], "contains", False),
         ("Paris!", ["paris"], "exact", True),

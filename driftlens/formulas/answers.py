@@ -11,21 +11,24 @@ Match = Literal["contains", "exact", "number"]
 
 MATCHES: tuple[Match, ...] = get_args(Match)
 
-_END = re.compile(r"(?<=[.!?。！？])\s|\n")
 _NUMBER = re.compile(r"[-−]?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
-def first_sentence(text: str) -> str:
-    """What stands before the end of the first sentence or line that says something."""
-    return next((part for part in _END.split(text.strip()) if words_of(part)), "")
+def first_line(text: str) -> str:
+    """The first line that says something.
+
+    Not its first sentence, which may be no more than a greeting; and not all of the text, for a
+    model that was taught no end goes on with the next question.
+    """
+    return next((line for line in text.splitlines() if words_of(line)), "")
 
 
 def says(answer: str, right: Sequence[str], match: Match = "contains") -> bool:
-    """Whether the first sentence of an answer gives one of the right ones.
+    """Whether the first line of an answer gives one of the right ones.
 
     Capitals and marks do not count. `contains`: a right answer stands in it, whole words in a
-    row; by this an answer that names several, or denies one, is right too. `exact`: it is one.
-    `number`: the last number in all of the answer is one.
+    row; by this an answer that names several, or denies one, is right too, and a long one has
+    more chances. `exact`: it is one. `number`: the last number in all of the answer is one.
 
     Args:
         answer: What a model said.
@@ -35,7 +38,7 @@ def says(answer: str, right: Sequence[str], match: Match = "contains") -> bool:
     if match == "number":
         given = _numbers(answer)[-1:]
         return any(given == _numbers(one)[-1:] for one in right if given)
-    mine = words_of(first_sentence(answer))
+    mine = words_of(first_line(answer))
     return any(_holds(mine, words_of(one), match) for one in right)
 
 

@@ -5,7 +5,7 @@ an answer that says nothing and belongs to none.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -51,15 +51,15 @@ def overlap(sets: Sequence[AbstractSet[Hashable]]) -> np.ndarray:
 
 
 def word_sets(texts: Sequence[str]) -> list[frozenset[Hashable]]:
-    """The words of each text."""
-    return [frozenset(words_of(text)) for text in texts]
+    """The words of each text; of one without words, itself."""
+    return [frozenset(words_of(text)) or frozenset({text.strip()}) for text in texts]
 
 
 def word_bigrams(texts: Sequence[str]) -> list[frozenset[Hashable]]:
     """The pairs of neighbouring words of each text; of one word, that word."""
     found = []
     for text in texts:
-        words = words_of(text)
+        words = words_of(text) or [text.strip()]
         found.append(frozenset(ngrams(words, 2) or ngrams(words, 1)))
     return found
 
@@ -77,7 +77,8 @@ def spelling(texts: Sequence[str]) -> np.ndarray:
     these texts has a say.
     """
     counts = [
-        Counter(run for word in words_of(text) for run in ngrams(f" {word} ", 3)) for text in texts
+        Counter(run for word in words_of(text) or [text] for run in ngrams(f" {word} ", 3))
+        for text in texts
     ]
     place: dict[Hashable, int] = {}
     for found in counts:
@@ -211,19 +212,51 @@ def _coherence(similarity: np.ndarray, members: Sequence[int]) -> float:
     return float((inside.sum() - np.trace(inside)) / (len(members) * (len(members) - 1)))
 
 
-def without_empty(labels: ArrayLike, empty: ArrayLike) -> np.ndarray:
-    """[answer] labels with −1 where the answer is empty, renumbered in order."""
-    labels = np.array(labels, np.int64)
-    labels[np.asarray(empty, bool)] = -1
-    return _in_order(labels)
-
-
 def _in_order(labels: np.ndarray) -> np.ndarray:
     """The same clusters, numbered in order of first appearance; −1 stays."""
     numbers = {-1: -1}
     for label in labels.tolist():
         numbers.setdefault(label, len(numbers) - 1)
     return np.array([numbers[label] for label in labels.tolist()], np.int64)
+
+
+# Readings of "the same" that need no model
+
+Reading = Callable[[str, Sequence[str]], ArrayLike]
+"""What gives labels to the answers to a prompt, none of which is empty."""
+
+
+class Method(NamedTuple):
+    """A reading of which answers say the same, and what it is called."""
+
+    name: str
+    of: Reading
+
+
+WORDS = Method("words", lambda prompt, texts: chained(overlap(word_sets(texts))))
+"""Four tenths of their words in common, or a chain of such answers."""
+
+SPELLING = Method("spelling", lambda prompt, texts: averaged(cosines(spelling(texts)), SPELT))
+"""Clusters whose answers are spelt alike on average."""
+
+CHARACTERS = Method(
+    "character bigrams", lambda prompt, texts: chained(overlap(character_bigrams(texts)))
+)
+"""As published: couples of characters in common, in a chain."""
+
+BIGRAMS = Method("word bigrams", lambda prompt, texts: led(overlap(word_bigrams(texts))))
+"""As published: couples of words in common with the first of a cluster."""
+
+METHODS = {method.name: method for method in (WORDS, SPELLING, CHARACTERS, BIGRAMS)}
+
+
+def clustered(prompt: str, texts: Sequence[str], method: Method) -> np.ndarray:
+    """[answer] labels of the answers to a prompt by a method; −1 of those that are blank."""
+    labels = np.full(len(texts), -1, np.int64)
+    said = [place for place, text in enumerate(texts) if text.strip()]
+    if said:
+        labels[said] = np.asarray(method.of(prompt, [texts[place] for place in said]))
+    return _in_order(labels)
 
 
 # How many things they say
@@ -285,7 +318,8 @@ def weighted_entropy(
 
 
 def _entropy(shares: np.ndarray) -> float:
-    shares = shares[shares > 0]
+    # In one order, so that clusters of the same sizes have the same entropy to the last bit.
+    shares = np.sort(shares[shares > 0])
     # Of one share of 1 this is 0, and not −0.
     return max(0.0, float(-(shares * np.log(shares)).sum()))
 

@@ -32,6 +32,7 @@ def bootstrap(
     rounds: int = 2000,
     level: float = 0.95,
     clusters: ArrayLike | None = None,
+    of: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Interval:
     r"""Ratio of sums :math:`\sum_i a_i / \sum_i b_i` and its percentile interval.
 
@@ -48,6 +49,7 @@ def bootstrap(
         rounds: Number of draws.
         level: Share of draws within the interval.
         clusters: [document] ids; documents that share one are drawn together.
+        of: What is made of the [*] ratios of all and of each draw: a difference, say.
 
     Returns:
         [*] estimate and bounds; of fewer than two documents (or clusters) the bounds are NaN.
@@ -61,14 +63,18 @@ def bootstrap(
     # Nothing over nothing is NaN, and says so in the result.
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = numerator.sum(0) / denominator.sum(0)
+        estimate = of(estimate) if of else estimate
         if len(numerator) < 2:
             return Interval(estimate, estimate * np.nan, estimate * np.nan)
         drawn = [
             np.tensordot(weights, numerator, 1) / np.tensordot(weights, denominator, 1)
             for weights in resampled(len(numerator), rounds, seed)
         ]
+    ratios = np.concatenate(drawn)
+    if of:
+        ratios = np.stack([of(ratio) for ratio in ratios])
     tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
+    low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
     return Interval(estimate, low, high)
 
 

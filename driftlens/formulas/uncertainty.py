@@ -16,6 +16,32 @@ def constant(scores: ArrayLike) -> bool:
     return bool((scores == scores[:1]).all())
 
 
+def weighted_auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Area under the ROC curve of rows that count more or less, in many drawings at once.
+
+    The share of couples of a row of either kind in which the first kind has the higher number;
+    ties count half. Where each row counts once it is `driftlens.estimators.auroc`.
+
+    Args:
+        scores: [row] numbers.
+        labels: [row] whether it is of the first kind.
+        weights: [drawing, row] how often each row was drawn.
+
+    Returns:
+        [drawing] between 0 and 1, ½ by chance; NaN where one kind was not drawn, and where all
+        numbers are the same: ½ would say that they were tried, and told nothing.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, bool)
+    weights = np.asarray(weights, np.float64)
+    if constant(scores):
+        return np.full(len(weights), np.nan)
+    ones, zeros = scores[labels, None], scores[None, ~labels]
+    ahead = np.heaviside(ones - zeros, 0.5)
+    first, second = weights[:, labels], weights[:, ~labels]
+    with np.errstate(invalid="ignore"):
+        return ((first @ ahead) * second).sum(1) / (first.sum(1) * second.sum(1))
+
+
 def cohens_d(scores: ArrayLike, labels: ArrayLike) -> float:
     r"""How far apart two groups are, in their pooled spread.
 
