@@ -13,6 +13,7 @@ from .diagnostics import (
     Entropy,
     Factorial,
     Forgetting,
+    Homogenisation,
     LayerForgetting,
     Lens,
     Polarity,
@@ -26,11 +27,13 @@ from .diagnostics import (
     TokenKinds,
     TokenLayers,
     TokenShift,
+    Uncertainty,
     WeightChange,
 )
 from .doctor import Floors, divisible, noise_floor, resumable
 from .metric import Metric, measure
 from .models import ModelPair
+from .models.generation import Sampling
 from .models.tokens import Encoder
 from .packs import Pack
 from .partial import Partial
@@ -79,7 +82,10 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
     "contrast": lambda o: (Polarity(o.layers, o.seed, published=o.published_polarity),),
     "roles": lambda o: (Directions(o.layers, seed=o.seed),),
     "preference": lambda o: (),
-    "prompt": lambda o: (),
+    "prompt": lambda o: (
+        Homogenisation(Sampling(seed=o.seed)),
+        Uncertainty(Sampling(seed=o.seed)),
+    ),
     "choice": lambda o: OF_CHOICES(o, Choices.none()),
 }
 """The metrics that are taken of each kind of pack, in the order in which they are read."""

@@ -23,6 +23,7 @@ from driftlens.diagnostics import (
     FisherDistance,
     Forgetting,
     Grafts,
+    Homogenisation,
     Interactions,
     LayerForgetting,
     Lens,
@@ -44,12 +45,14 @@ from driftlens.diagnostics import (
     TokenLayers,
     TokenMap,
     TokenShift,
+    Uncertainty,
     WeightChange,
     WeightPath,
 )
 from driftlens.diagnostics.directions import Directions
 from driftlens.metric import measure
 from driftlens.models import Frame, ModelPair, Wants
+from driftlens.models.generation import Sampling
 from driftlens.packs import ANSWERS, REPLIES, TWINS, Example, Pack
 from driftlens.report import Report
 from driftlens.results import load, same, save
@@ -76,6 +79,14 @@ def safety_directions():
     return SafetyDirections(reading(), {0, 2})
 
 
+def homogenisation():
+    return Homogenisation(SAMPLING)
+
+
+def uncertainty():
+    return Uncertainty(SAMPLING)
+
+
 def directions():
     return Directions({1, 2})
 
@@ -83,6 +94,8 @@ def directions():
 def directions_of_responses():
     return Directions({1}, ("mlp", "out"), "pca", "response")
 
+
+SAMPLING = Sampling(samples=3, tokens=5)
 
 METRICS = {
     "text": [
@@ -125,6 +138,7 @@ METRICS = {
         capability_conflict,
     ],
     "choice": [safety_forgetting, safety_directions],
+    "prompt": [homogenisation, uncertainty],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
 COMPARING = [(make, kind) for make, kind in EVERY if kind != "preference"]
@@ -142,6 +156,7 @@ ROUNDED = {
     "contrast": 2e-3,
     "roles": 2e-4,
     "choice": 2e-3,
+    "prompt": 2e-3,
 }
 """Another batch rounds logits otherwise in float32, and a row's numbers by as much; products of
 gradients by a millionth of their lengths' product, which is some thousands here; probes that go
@@ -163,6 +178,9 @@ def pack(kind):
         return nets.pack(nets.TEXTS)
     if kind == "choice":
         return reading().pack
+    if kind == "prompt":
+        examples = [Example(lead.strip(), choices=("a", "e")) for lead, _ in TRIPLES]
+        return Pack("prompts", "prompt", examples)
     if kind == "preference":
         examples = [
             Example(lead + end, (len(lead), len(lead + end)), group, role)

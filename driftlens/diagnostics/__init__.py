@@ -28,6 +28,11 @@ from .first_step import FirstStep, FirstStepResult
 from .fisher import FisherDistance, FisherDistanceResult
 from .forgetting import Forgetting, ForgettingResult
 from .grafts import Grafts, GraftsResult
+from .homogenisation import (
+    Homogenisation,
+    HomogenisationMethodsResult,
+    HomogenisationResult,
+)
 from .layers import LayerForgetting, LayerForgettingResult, TokenLayers, TokenLayersResult
 from .lens import Lens, LensResult
 from .polarity import (
@@ -65,6 +70,7 @@ from .token_shift import (
 )
 from .tokens import TokenForgetting, TokenForgettingResult, TokenKinds, TokenKindsResult
 from .tradeoff import CrossSteeringResult, SteeringByLayerResult, TradeoffResult
+from .uncertainty import RightAnswersResult, RiskCoverageResult, Uncertainty, UncertaintyResult
 from .weight_path import PositionMap, PositionMapResult, WeightPath, WeightPathResult
 from .weights import WeightChange, WeightChangeResult
 
@@ -101,6 +107,9 @@ __all__ = [
     "ForgettingResult",
     "Grafts",
     "GraftsResult",
+    "Homogenisation",
+    "HomogenisationMethodsResult",
+    "HomogenisationResult",
     "Interactions",
     "InteractionsResult",
     "LayerForgetting",
@@ -124,6 +133,8 @@ __all__ = [
     "RestorationResult",
     "Retention",
     "RetentionResult",
+    "RightAnswersResult",
+    "RiskCoverageResult",
     "RunsResult",
     "SafetyDirections",
     "SafetyDirectionsResult",
@@ -155,6 +166,8 @@ __all__ = [
     "TokenShift",
     "TokenShiftResult",
     "TradeoffResult",
+    "Uncertainty",
+    "UncertaintyResult",
     "WeightChange",
     "WeightChangeResult",
     "WeightPath",
