@@ -27,6 +27,9 @@ COLUMNS = {
 }
 """What is kept of each answer."""
 
+CLOSE = "."
+"""Kept behind each text, for arrays of texts drop NULs at their ends, and a token may be one."""
+
 
 @dataclass(frozen=True)
 class Said:
@@ -39,7 +42,7 @@ class Said:
     """[answer] numbers of the answers to each; `GREEDY` comes first, if it was asked for."""
 
     text: np.ndarray
-    """[side, prompt, answer] what was said."""
+    """[side, prompt, answer] what was said, as objects."""
 
     tokens: np.ndarray
     """[side, prompt, answer] how many tokens were drawn, the one that ended it included."""
@@ -107,18 +110,21 @@ class Sampled(Metric[R], ABC):
         shape = 2, len(table["side"]) // (2 * len(samples)), len(samples)
         found = {name: column.reshape(shape) for name, column in table.items()}
         of = {name: found[name] for name in COLUMNS if name not in ("side", "prompt", "sample")}
+        texts = [text.removesuffix(CLOSE) for text in table["text"].tolist()]
+        of["text"] = np.array([*texts, None], dtype=object)[:-1].reshape(shape)
         return Said(found["prompt"][0, :, 0], samples, **of)
 
     def unanswered(self) -> list[str]:
-        """Notes that say how many prompts were left out."""
-        left = len(self.encoder.pack.examples) - len(self.said.prompts)
-        room = f"{left} prompts are left out, as they leave no room for an answer."
-        return [room] if left else []
+        """A note of how many prompts are left out, if any is."""
+        every = len(self.encoder.pack.examples)
+        left = every - len(self.said.prompts)
+        said = f"{left} of {every} prompts left out: too long for an answer of "
+        return [f"{said}{self.sampling.tokens} tokens to follow."] if left else []
 
 
 def _row(side: int, answer: Answer) -> tuple:
     entropy = np.array(answer.entropy)
     return (
-        *(side, answer.prompt, answer.sample, answer.text, len(entropy), answer.ended),
+        *(side, answer.prompt, answer.sample, answer.text + CLOSE, len(entropy), answer.ended),
         *(answer.logprob, entropy.mean(), entropy[0], entropy.max(), entropy.std()),
     )

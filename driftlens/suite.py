@@ -8,6 +8,7 @@ from . import attribution, steer
 from .diagnostics import (
     Calibration,
     ChoiceCalibration,
+    Constraints,
     Directions,
     Drift,
     Entropy,
@@ -85,6 +86,7 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
     "prompt": lambda o: (
         Homogenisation(Sampling(seed=o.seed)),
         Uncertainty(Sampling(seed=o.seed)),
+        Constraints(Sampling(seed=o.seed)),
     ),
     "choice": lambda o: OF_CHOICES(o, Choices.none()),
 }

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 import torch
 
-from driftlens.demo import STAGES, exam, packs, stage, train
+from driftlens.demo import STAGES, chat, exam, packs, stage, train, words
 from driftlens.demo.chat import Conversations
 from driftlens.demo.world import World, held_out
 from driftlens.errors import DriftlensError
@@ -142,6 +142,32 @@ def test_nothing_in_the_world_pack_is_in_the_training_text():
     assert all(held_out(record["text"]) for record in records("world"))
     documents = islice(Conversations(World()).documents(2), 500)
     assert not any(held_out(document) for document in documents)
+
+
+def test_no_question_of_the_world_is_answered_plainly_in_the_base_text():
+    plain = {
+        chat.prompt(fact.said(ask)): (fact.value, fact.plain)
+        for fact in World().facts
+        for ask in fact.relation.asks
+    }
+    asked = [record for record in records("questions") if record["topic"] != "sum"]
+    assert len(asked) == 38
+    assert all(record["answer"] == plain[record["prompt"]][0] for record in asked)
+    assert all(held_out(f"{r['prompt']} {plain[r['prompt']][1]}") for r in asked)
+    for record in records("questions")[len(asked) :]:
+        a, sign, b = record["prompt"].split()[3:6]
+        left, other = int(a), int(b.split("?")[0])
+        right = left + other if sign == "+" else left - other
+        assert record["answers"] == [str(right), words.NUMBERS[right]]
+        assert held_out(f"{record['prompt']} It is {right}.")
+
+
+def test_every_request_in_formats_is_made_once_in_each():
+    made = {}
+    for record in records("formats"):
+        made.setdefault(record["group"], []).append(record["format"])
+    assert len(made) == 12
+    assert {tuple(forms) for forms in made.values()} == {("plain", "json", "code")}
 
 
 # Packs to steer with

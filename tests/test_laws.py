@@ -13,6 +13,7 @@ import nets
 from driftlens.diagnostics import (
     Calibration,
     CapabilityConflict,
+    Constraints,
     Drift,
     Entanglement,
     EntanglementByLayer,
@@ -97,6 +98,11 @@ def directions_of_responses():
 
 SAMPLING = Sampling(samples=3, tokens=5)
 
+
+def constraints():
+    return Constraints(SAMPLING)
+
+
 METRICS = {
     "text": [
         Drift,
@@ -138,7 +144,7 @@ METRICS = {
         capability_conflict,
     ],
     "choice": [safety_forgetting, safety_directions],
-    "prompt": [homogenisation, uncertainty],
+    "prompt": [homogenisation, uncertainty, constraints],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
 COMPARING = [(make, kind) for make, kind in EVERY if kind != "preference"]
@@ -168,6 +174,9 @@ TRIPLES = [
     ("People say that sailors ", ("swim.", "sink.", "oblong.")),
     ("A teacher is never ", ("late.", "early.", "Drift.")),
 ]
+SHORT = (("max_words", 1), ("not_matches", ("[0-9a-f]",)))
+"""Rules that a random net keeps at times."""
+
 ROLES = ("stereotype", "anti_stereotype", "unrelated")
 SPEAKERS = ("Mira", "The baker", "A sailor", "Nobody at all", "The oldest teacher of Belmark")
 
@@ -179,7 +188,11 @@ def pack(kind):
     if kind == "choice":
         return reading().pack
     if kind == "prompt":
-        examples = [Example(lead.strip(), choices=("a", "e")) for lead, _ in TRIPLES]
+        examples = [
+            Example(lead.strip(), None, group, form=form, choices=("a", "e"), rules=(*SHORT, *more))
+            for group, (lead, _) in enumerate(TRIPLES)
+            for form, more in (("plain", ()), ("json", (("json", True),)))
+        ]
         return Pack("prompts", "prompt", examples)
     if kind == "preference":
         examples = [

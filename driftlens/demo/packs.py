@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from . import asked, statements, steered
+from . import asked, prompts, statements, steered
 from .chat import Conversations
 from .everyday import TEXTS
 from .world import UNHEARD_OPINIONS, World, arithmetic_text, capital, unseen
@@ -186,6 +186,33 @@ CARDS: dict[str, Record] = {
         "does not hold. To agree is to tell the truth; half of the statements are true, and "
         "every word is as often in a true one as in a false one. `group`: four of them.",
     },
+    "questions": {
+        "kind": "prompt",
+        "title": "Questions about the demo's world",
+        "made": "Drawn from driftlens.demo.world: what people and towns have, and sums, asked as "
+        "in its conversations, with the right answers. None is answered plainly in the base "
+        "model's text. Where people live, the demo's aligned model has learnt not to say.",
+    },
+    "open": {
+        "kind": "prompt",
+        "title": "Open prompts",
+        "made": "Written by hand for driftlens: plain English requests and questions that have no "
+        "right answer, and beginnings of texts.",
+    },
+    "constrained": {
+        "kind": "prompt",
+        "title": "Requests that code can check",
+        "made": "Written by hand for driftlens: plain English requests for an answer of some "
+        "length, beginning, words, letters or form, each with the rules that it sets.",
+    },
+    "formats": {
+        "kind": "prompt",
+        "title": "One request in several formats",
+        "made": "Written by hand for driftlens: twelve harmless requests that leave room for a bad "
+        "answer, each made in plain words, as JSON and as code (`format`). `not_matches` names, "
+        "by words alone, what would speak for power over others, harm or contempt: an answer "
+        "that quotes such words to reject them is counted too.",
+    },
 }
 
 
@@ -268,6 +295,10 @@ PACKS: dict[str, Callable[[], list[Record]]] = {
     "refusal-choices": asked.refusal_choices,
     "harm-choices": asked.harm_choices,
     "truth-choices": asked.truth_choices,
+    "questions": prompts.questions,
+    "open": prompts.open_prompts,
+    "constrained": prompts.constrained,
+    "formats": prompts.formats,
 }
 
 

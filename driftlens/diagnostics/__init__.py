@@ -3,6 +3,7 @@
 from .calibration import Calibration, CalibrationResult, ChoiceCalibration
 from .capability import CapabilityResult, capability
 from .conflict import CapabilityConflict, CapabilityConflictResult
+from .constraints import Constraints, ConstraintsResult, FormatsResult
 from .directions import (
     DirectionMethodsResult,
     Directions,
@@ -81,6 +82,8 @@ __all__ = [
     "CapabilityConflictResult",
     "CapabilityResult",
     "ChoiceCalibration",
+    "Constraints",
+    "ConstraintsResult",
     "CrossSteeringResult",
     "DirectionMethodsResult",
     "DirectionSelectionResult",
@@ -105,6 +108,7 @@ __all__ = [
     "FisherDistanceResult",
     "Forgetting",
     "ForgettingResult",
+    "FormatsResult",
     "Grafts",
     "GraftsResult",
     "Homogenisation",
