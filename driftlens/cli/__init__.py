@@ -15,6 +15,7 @@ from . import phased, series
 from .capture import capture
 from .compare import compare
 from .evals import evals
+from .mitigate import mitigate
 from .plan import plan
 from .probe import probe
 from .shared import (
@@ -619,5 +620,6 @@ app.command()(told()(plan))
 app.command()(capture)
 app.command()(told()(compare))
 app.add_typer(evals, name="evals")
+app.command()(mitigate)
 app.add_typer(probe, name="probe")
 app.add_typer(steer, name="steer")

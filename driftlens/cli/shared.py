@@ -733,6 +733,14 @@ def of_steering() -> list[str]:
     return [value for kind in KINDS for value in values_of(kind)]
 
 
+def of_mitigation() -> list[str]:
+    """Every value that a page of mitigation holds, as `kind.name`."""
+    from driftlens import diagnostics
+
+    kinds = ("MitigationResult", "MitigationConflictResult", "MitigationStepsResult")
+    return [value for name in kinds for value in values_of(getattr(diagnostics, name))]
+
+
 def values_of(result: "type[Result]") -> list[str]:
     """Every value that results of a kind hold, as `kind.name`."""
     return [

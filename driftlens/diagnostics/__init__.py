@@ -36,6 +36,7 @@ from .homogenisation import (
 )
 from .layers import LayerForgetting, LayerForgettingResult, TokenLayers, TokenLayersResult
 from .lens import Lens, LensResult
+from .mitigation import MitigationConflictResult, MitigationResult, MitigationStepsResult
 from .polarity import (
     Polarity,
     PolarityControlsResult,
@@ -120,6 +121,9 @@ __all__ = [
     "LayerForgettingResult",
     "Lens",
     "LensResult",
+    "MitigationConflictResult",
+    "MitigationResult",
+    "MitigationStepsResult",
     "Polarity",
     "PolarityControlsResult",
     "PolarityPublishedResult",

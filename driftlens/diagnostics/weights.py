@@ -303,7 +303,7 @@ def _cut(
     if not fused:
         yield name, base, aligned, ""
         return
-    found = _layout(called, base, text)
+    found = layout(called, base, text)
     if found is None:
         yield name, base, aligned, "fused"
         return
@@ -313,7 +313,7 @@ def _cut(
         yield f"{name}[{part}]", ours, theirs, ""
 
 
-def _layout(called: set[str], weight: Tensor, text: Any) -> tuple[int, dict[str, Tensor]] | None:
+def layout(called: set[str], weight: Tensor, text: Any) -> tuple[int, dict[str, Tensor]] | None:
     """The axis along which maps are fused, and the places of each; None if it is not known."""
     width = getattr(text, "hidden_size", None)
     if width not in weight.shape or weight.shape[0] == weight.shape[1]:

@@ -187,37 +187,14 @@ class Gradients:
         Returns:
             For each of `trained`, a tensor of its shape and dtype.
         """
-        model, batch = self.model, batch.to(self.model.device)
-        leaves = {name: p.detach().requires_grad_() for name, p in self.trained.items()}
-        counts, chunk = weights.to(batch.ids.device)[batch.target[0]], rows_of(model.vocabulary)
-        found: dict[str, Tensor] = {}
+        batch = batch.to(self.model.device)
+        counts = weights.to(batch.ids.device)[batch.target[0]]
 
-        def back(what: Tensor, by: Tensor, more: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-            wanted = [*leaves.values(), *more]
-            gradients = torch.autograd.grad(what, wanted, by, allow_unused=True)
-            for name, gradient in zip(leaves, gradients, strict=False):
-                if gradient is not None:
-                    found[name] = found[name] + gradient if name in found else gradient
-            return gradients[len(leaves) :]
+        def score(logits: Tensor, some: slice) -> Tensor:
+            likelihood = gold(logits, batch.targets[some])
+            return likelihood * counts[some].to(likelihood.dtype)
 
-        def read() -> None:
-            predictors = self._predictors(batch)
-            upstream: list[Tensor] = []
-            for start in range(0, len(predictors), chunk):
-                some = slice(start, start + chunk)
-                stream = predictors[some].detach().requires_grad_()
-                likelihood = gold(model.readout(stream), batch.targets[some])
-                upstream += back(likelihood, counts[some].to(likelihood.dtype), [stream])
-            if upstream:
-                back(predictors, torch.cat(upstream))
-
-        with model._as_found(frozen=True), torch.enable_grad():
-            _read_with(model.net, leaves, read)
-        # Where no gradient came, nothing of it is used.
-        return {
-            name: found[name] if name in found else torch.zeros_like(leaf, requires_grad=False)
-            for name, leaf in leaves.items()
-        }
+        return gradient(self.model, self.trained, batch, score)
 
     def along(self, batch: Batch, direction: Mapping[str, Tensor]) -> Tensor:
         """How fast each row's log-likelihood changes as the weights move: ⟨g_r, direction⟩.
@@ -242,7 +219,7 @@ class Gradients:
             return found
 
         def read() -> Tensor:
-            streams = self._predictors(batch).split(chunk)
+            streams = _predictors(model, batch).split(chunk)
             pieces = zip(streams, batch.targets.split(chunk), strict=True)
             return torch.cat([_gold(model.readout(stream), ids) for stream, ids in pieces])
 
@@ -256,13 +233,6 @@ class Gradients:
         if rates is None:
             return found
         return found.index_add_(0, batch.target[0].cpu(), rates.double().cpu()) * length
-
-    def _predictors(self, batch: Batch) -> Tensor:
-        """[scored token, width] what the model's head reads, with all that hangs on it."""
-        model = self.model
-        with model._tap(batch, {model._end}, {}) as seen:
-            model.body(**model._inputs(batch))
-        return model._predictors(batch, seen[model._end], {})
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -308,6 +278,62 @@ class Gradients:
                 found=f"one weight of {self.model.name} used by {', '.join(paths)}",
                 remedy="Leave it out of what is trained.",
             )
+
+
+def gradient(
+    model: HookedModel,
+    trained: Mapping[str, Tensor],
+    batch: Batch,
+    score: Callable[[Tensor, slice], Tensor],
+) -> dict[str, Tensor]:
+    """The gradient of a sum over scored tokens, whole: a number for every weight that is named.
+
+    Args:
+        model: A causal model.
+        trained: Its parameters by the names that they have in the net; a tied one by its first.
+        batch: Rows of any number.
+        score: What is made of [row, vocab] logits of some of the scored tokens, [row].
+
+    Returns:
+        For each of `trained`, a tensor of its shape and dtype.
+    """
+    batch, chunk = batch.to(model.device), rows_of(model.vocabulary)
+    leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
+    found: dict[str, Tensor] = {}
+
+    def back(what: Tensor, by: Tensor, more: Sequence[Tensor] = ()) -> Sequence[Tensor]:
+        wanted = [*leaves.values(), *more]
+        gradients = torch.autograd.grad(what, wanted, by, allow_unused=True)
+        for name, one in zip(leaves, gradients, strict=False):
+            if one is not None:
+                found[name] = found[name] + one if name in found else one
+        return gradients[len(leaves) :]
+
+    def read() -> None:
+        predictors = _predictors(model, batch)
+        upstream: list[Tensor] = []
+        for start in range(0, len(predictors), chunk):
+            some = slice(start, start + chunk)
+            stream = predictors[some].detach().requires_grad_()
+            scores = score(model.readout(stream), some)
+            upstream += back(scores, torch.ones_like(scores), [stream])
+        if upstream:
+            back(predictors, torch.cat(upstream))
+
+    with model._as_found(frozen=True), torch.enable_grad():
+        _read_with(model.net, leaves, read)
+    # Where no gradient came, nothing of it is used.
+    return {
+        name: found[name] if name in found else torch.zeros_like(leaf, requires_grad=False)
+        for name, leaf in leaves.items()
+    }
+
+
+def _predictors(model: HookedModel, batch: Batch) -> Tensor:
+    """[scored token, width] what the model's head reads, with all that hangs on it."""
+    with model._tap(batch, {model._end}, {}) as seen:
+        model.body(**model._inputs(batch))
+    return model._predictors(batch, seen[model._end], {})
 
 
 def products(

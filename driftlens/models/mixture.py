@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,28 +40,35 @@ def mixture(base: object, aligned: object) -> "Mixture":
             shape, an adapter is no change of weights, or there is no memory for one more copy.
     """
     between = hybrid(base, aligned)
-    tokenizer = between.model.tokenizer if isinstance(between, Adapted) else None
+    merged = isinstance(between, Adapted)
     if isinstance(between, Adapted):
         between = _merged(between.model)
     assert isinstance(between, Twin), "whole models, or an adapter"
-    return Mixture(between, tokenizer or between.aligned.tokenizer)
+    return Mixture(between, merged)
 
 
 class Mixture:
     """One net that takes any mixture of a pair's weights, piece by piece.
 
     Args:
-        twin: The pair.
-        tokenizer: What the mixture reads with: aligned's.
+        twin: The pair; the mixture reads with aligned's tokenizer.
+        merged: Whether aligned is an adapter, merged into its base.
     """
 
-    def __init__(self, twin: Twin, tokenizer: Any) -> None:
-        self.twin = twin
-        self.model = HookedModel(twin.model.net, tokenizer, twin.model.name)
+    def __init__(self, twin: Twin, merged: bool = False) -> None:
+        self.twin, self.merged, self._taken = twin, merged, False
+        self.model = HookedModel(twin.model.net, twin.aligned.tokenizer, twin.model.name)
         self._modules = dict(self.model.net.named_modules())
         self._leader = _leaders(twin)
         self._room: dict[Key, Tensor] = {}
         self._check_room()
+
+    @property
+    def leaders(self) -> dict[str, str]:
+        """By the name of each weight, that of the one it is tied to, often itself."""
+        return {
+            ".".join(filter(None, k)): ".".join(filter(None, z)) for k, z in self._leader.items()
+        }
 
     def pieces(self, by: By) -> tuple[Piece, ...]:
         """All weights, divided, from the bottom of the model up; see `Hybrid.pieces`."""
@@ -92,8 +98,10 @@ class Mixture:
             DriftlensError: A share is not finite, a piece is not one of this model's, or a weight
                 has no place or another shape.
         """
+        assert not self._taken, "one mixture at a time: there is one copy of the weights"
         parts, given = self._parts(share, rest), self._given(instead)
         found: dict[Key, Tensor] = {}
+        self._taken = True
         try:
             for change, key in self._changes():
                 held = given(change)
@@ -108,6 +116,7 @@ class Mixture:
         finally:
             for key, (ours, _) in self.twin.ends.items():
                 self._set(key, ours)
+            self._taken = False
 
     def save(self, folder: str | Path) -> None:
         """Write the model as it stands, whole, with its tokenizer: safetensors by `transformers`.
@@ -129,7 +138,7 @@ class Mixture:
 
     def _changes(self) -> Iterator[tuple[Change, Key]]:
         # Every weight, once: leaders come first of those that are tied.
-        places = {".".join(filter(None, key)): key for key in self.twin.ends}
+        places = {_path(key): key for key in self.twin.ends}
         for change in self.changes():
             yield change, places[change.name]
 
@@ -219,6 +228,10 @@ class Mixture:
                 found=f"{free / 1e9:.2g} GB",
                 remedy="Take a larger device, or --dtype bfloat16.",
             )
+
+
+def _path(key: Key) -> str:
+    return ".".join(filter(None, key))
 
 
 def _leaders(twin: Twin) -> dict[Key, Key]:
