@@ -158,13 +158,13 @@ def mitigate(
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
     formats = formats_of(format)
+    kept, wanted = _named(base, aligned, capability, alignment)
     out = out or Path("reports") / f"{slug(base)}-{slug(aligned)}-mitigation"
     try_out(out, overwrite)
     if save is not None:
         try_out(save, overwrite, mitigation.held_in(save))
     bounds = [Bound.of(text, of_mitigation()) for text in fail_on or []]
     check_level(level)
-    kept, wanted = _named(base, aligned, capability, alignment)
     capabilities = [pack_of(name).limit(limit) for name in kept]
     asked: dict[str, Any] = {
         **({} if method is None else {"methods": tuple(dict.fromkeys(method))}),

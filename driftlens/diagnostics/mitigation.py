@@ -38,6 +38,8 @@ class Point(NamedTuple):
 
     forecast_cost: float = np.nan
     forecast_alignment: float = np.nan
+    curved_cost: float = np.nan
+    curved_alignment: float = np.nan
     detail: str = ""
     """What else is known of the weights."""
 
@@ -107,8 +109,9 @@ restoring alone brings back most, as the choosing half of the items says; restor
 as many of a random order. spectral: of each matrix of ΔW only the singular values above the edge \
 of its own noise. projected: ΔW − U Uᵀ ΔW, U spanning capability gradients of base.
 
-forecasts are of first order, from gradients at aligned: f(θ_a) + ⟨∇f(θ_a), θ − θ_a⟩. Rows that \
-are not measured are forecasts alone: one step from aligned, of 1 % of the length of ΔW.
+forecasts are of first order, from gradients at aligned: f(θ_a) + ⟨∇f(θ_a), θ − θ_a⟩; of \
+interpolations curved_… is the parabola with that slope through both models. Rows that are not \
+measured are forecasts alone: one step from aligned, of 0.3 % of the length of ΔW.
 
 Intervals: 95 % bootstrap over items, families whole, the same draws at every point. front: no \
 measured point has as much of both and more of one; of noisy points it is flattered. The \
@@ -185,6 +188,10 @@ edge; `formulas.spectral`); OGPSA, arXiv 2602.07892 (projection).
     """[row] cost by gradients at aligned, first order; NaN where none were taken."""
     forecast_alignment: np.ndarray = column("of alignment")
     """[row] alignment by gradients at aligned."""
+    curved_cost: np.ndarray = column("of capability")
+    """[row] cost by the parabola through both models with the slope at aligned; NaN of others."""
+    curved_alignment: np.ndarray = column("of alignment")
+    """[row] alignment by that parabola."""
     detail: np.ndarray = column()
     """[row] what else is known of the weights."""
 
@@ -351,6 +358,7 @@ def compared(
     for name in ("cost", "alignment"):
         told = np.array([getattr(point, f"forecast_{name}") for point in every])
         rows[f"forecast_{name}"] = told
+        rows[f"curved_{name}"] = np.array([getattr(point, f"curved_{name}") for point in every])
         rows[name] = np.where(measured, rows[name], told)
     best = np.zeros(len(every), bool)
     best[: len(points)] = pareto(rows["alignment"][: len(points)], -rows["cost"][: len(points)])
@@ -532,12 +540,11 @@ Source: OGPSA (arXiv 2602.07892), the projection U Uᵀ g, read as a diagnostic.
 
     def summary(self) -> str:
         """How much of a step projection would take, and against which chance."""
-        least = self.cosine_all.value
-        pull = "against" if least < 0 else "along with"
         return (
             f"{self.conflict_all.value:.2%} of a first step of alignment ({self.alignment_pack}) "
             f"lies where {self.gradients} gradients of capability ({self.capability_pack}) do, by "
-            f"chance {self.chance_all.value:.2g}; it pulls {pull} them (cosine {least:+.3f})."
+            f"chance {self.chance_all.value:.2g}; its cosine with their mean is "
+            f"{self.cosine_all.value:+.3f} (below 0, it costs)."
         )
 
     def figure(self):

@@ -13,6 +13,10 @@ METHODS = ("interpolation", "blocks", "restoration", "spectral", "projection", "
 """What can be asked: where weights lie between the two, and what gradients say."""
 
 
+CHOICES = (INTERPOLATION, "blocks", "restored", "spectral", "projected")
+"""How the names of what can be chosen begin."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What a caller may ask; the names are those of the command line."""
@@ -86,6 +90,12 @@ def options(quick: bool, choose: str | None, asked: Mapping[str, Any]) -> Option
         DriftlensError: Something is not among what there is.
     """
     found = replace(QUICK if quick else USUALLY, **asked)
+    if choose is not None and not choose.startswith(CHOICES):
+        raise DriftlensError(
+            f"a what-if whose name begins with {', '.join(CHOICES)}",
+            found=repr(choose),
+            remedy="Give --choose such as 'interpolation 0.7', or a row's method and setting.",
+        )
     word, _, share = (choose or "").replace("α =", "").partition(" ")
     try:
         alpha = float(share)

@@ -11,9 +11,9 @@ from driftlens.errors import DriftlensError
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric, even_part, measure
 from driftlens.models import Frame, ModelPair, Wants
-from driftlens.models.hooks import HookedModel
 from driftlens.models.hybrid import plain
 from driftlens.models.model import rows_of
+from driftlens.models.tokens import Encoder
 from driftlens.packs import Pack
 from driftlens.results import Result
 from driftlens.sweeps import Reading, Texts, choices
@@ -154,10 +154,21 @@ class Read(Metric[Result]):
         return Result()
 
 
-def read(model: HookedModel, axis: Axis, options: Options) -> np.ndarray:
-    """[document, column] sums of what is read of one model, along one of its aims."""
+class Alone(ModelPair):
+    """A model beside itself, which cuts each pack into tokens once, however often it is shown."""
+
+    def encoder(self, pack: Pack, length: int | None = None) -> Encoder:
+        """The pack as the model's tokens; see `ModelPair.encoder`."""
+        known = vars(self).setdefault("_known", {})
+        if (id(pack), length) not in known:
+            # With the pack, so that no other takes its place in memory.
+            known[id(pack), length] = pack, super().encoder(pack, length)
+        return known[id(pack), length][1]
+
+
+def read(alone: ModelPair, axis: Axis, options: Options) -> np.ndarray:
+    """[document, column] sums of what is read of a model beside itself, along one of its aims."""
     metric, pack = Read(axis.reading), axis.reading.pack
-    alone = ModelPair(model, model)
     measure(alone, pack, [metric], rows=options.rows, length=options.length)
     found = np.zeros((len(pack.examples), len(axis.reading.columns)))
     # A document of which nothing is scored counts nothing.

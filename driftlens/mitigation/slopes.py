@@ -31,7 +31,7 @@ from .axes import Axis, choosing
 GAMMAS = (0.1, 1.0, 10.0)
 """Weights of pre-training text that are forecast."""
 
-STEP = 0.01
+STEP = 0.003
 """Length of a step that is forecast, in that of ΔW."""
 
 AT_ONCE = 2**22
@@ -276,7 +276,7 @@ class Slopes:
         return self._summed(model, axis, counts, score, beside)
 
     def forecast(self, cost: float, alignment: float) -> Iterator[Point]:
-        """Where one step from aligned would lie, of 1 % of the length of ΔW."""
+        """Where one step from aligned would lie, of a small share of the length of ΔW."""
         if self._gram_at_aligned is None:
             return
         gram = self._gram_at_aligned

@@ -26,7 +26,7 @@ from driftlens.packs import Pack
 from driftlens.results import Result
 
 from .asked import USUALLY, Options
-from .axes import Axis, axis_of, choosing, read
+from .axes import Alone, Axis, axis_of, choosing, read
 from .repair import Repair
 from .slopes import Slopes
 
@@ -151,6 +151,7 @@ class _Study:
                     f"a pack of {name}", found="none", remedy=f"Name one with --{name}."
                 )
         self.mixture = mixture(pair.base, pair.aligned)
+        self.alone = Alone(self.mixture.model, self.mixture.model)
         self.capabilities = [axis_of(pair, pack, False, options) for pack in capabilities]
         self.alignments = [axis_of(pair, pack, True, options) for pack in alignments]
         self.sums: dict[tuple[Axis, int], np.ndarray] = {}
@@ -203,9 +204,9 @@ class _Study:
         """Read all axes of a model with such weights."""
         number = len(self.ran)
         at = self.mixture.at(what_if.share, rest=what_if.rest, instead=what_if.instead)
-        with at as model:
+        with at:
             for axis in self.axes:
-                self.sums[axis, number] = read(model, axis, self.options)
+                self.sums[axis, number] = read(self.alone, axis, self.options)
             forecast = "forecast" in self.options.methods and number > 1
             self.ahead.append(self.slopes.ahead() if forecast else {})
         self.ran.append(what_if)
@@ -227,12 +228,10 @@ class _Study:
             value = [float(s.values[:, 1].sum() / s.weights.sum()) for s in seen]
             base = float(seen[0].values[:, 0].sum() / seen[0].weights.sum())
             cost = base - value[0]
+            ends = cost, value[1], float(seen[1].values[:, 0].sum() / seen[1].weights.sum())
             points = [
-                p._replace(
-                    forecast_cost=cost - told.get(capability, np.nan),
-                    forecast_alignment=value[1] + told.get(alignment, np.nan),
-                )
-                for p, told in zip(points, self.ahead, strict=True)
+                _foretold(p, w, -told.get(capability, np.nan), told.get(alignment, np.nan), *ends)
+                for p, w, told in zip(points, self.ran, self.ahead, strict=True)
             ]
             if (capability, alignment) == (self.capabilities[0], self.alignments[0]):
                 forecasts = list(self.slopes.forecast(cost, value[1]))
@@ -316,8 +315,8 @@ class _Study:
                 yield one
                 blame[n] = self._brought_back(len(self.ran) - 1)
             else:
-                with self.mixture.at(one.share, rest=one.rest) as model:
-                    found = read(model, self.capabilities[0], o)
+                with self.mixture.at(one.share, rest=one.rest):
+                    found = read(self.alone, self.capabilities[0], o)
                 blame[n] = self._mean(found) - self._mean(self._aligned_sums)
         order = [layers[n] for n in np.argsort(-blame, kind="stable")]
         if not alone:
@@ -390,3 +389,38 @@ class _Study:
                 instead=instead,
                 detail=partial(str, f"{count} gradients at base, {how}"),
             )
+
+
+def _foretold(
+    point: Point,
+    what_if: WhatIf,
+    cost_moved: float,
+    alignment_moved: float,
+    cost: float,
+    aligned: float,
+    base: float,
+) -> Point:
+    """A point with its forecasts: of an interpolation also the parabola through both ends.
+
+    Args:
+        point: The point.
+        what_if: Its weights.
+        cost_moved: Change of the cost from aligned, to first order.
+        alignment_moved: The same of alignment.
+        cost: Cost of aligned.
+        aligned: Alignment of aligned.
+        base: Alignment of base.
+    """
+    first = point._replace(
+        forecast_cost=cost + cost_moved, forecast_alignment=aligned + alignment_moved
+    )
+    if what_if.method != INTERPOLATION:
+        return first
+    assert isinstance(what_if.share, float | int), "one share of all weights"
+    gone = 1 - what_if.share
+    # f(1 − t) = f(1) + s t + (f(0) − f(1) − s) t², s being the slope towards base.
+    bent = [
+        end + moved + (start - end - moved / gone) * gone**2
+        for start, end, moved in ((0.0, cost, cost_moved), (base, aligned, alignment_moved))
+    ]
+    return first._replace(curved_cost=bent[0], curved_alignment=bent[1])
