@@ -3,17 +3,26 @@
 import json
 import re
 import sys
+import warnings
+from copy import deepcopy
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
+import nets
 from driftlens import cli
 from driftlens.diagnostics import CapabilityResult, capability
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.evals import Evaluation, Key, compared
 from driftlens.formulas.flips import mcnemar
+from driftlens.models import ModelPair
+from driftlens.models.harness import evaluated
+from driftlens.models.hooks import HookedModel
 from driftlens.results import load, same, save
 
 VERSIONS = ("0.4.0", "0.4.3", "0.4.9", "0.4.13")
@@ -620,3 +629,258 @@ def test_what_guessing_scores_can_be_told(driftlens):
     code, _, err = driftlens(*said, "--overwrite", "--chance", "arc")
     assert code == 2
     assert "--chance as TASK=NUMBER" in err
+
+
+# The harness itself
+
+YAML = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}, cache_dir: {cache}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{text}"
+doc_to_target: "{target}"
+{more}
+metadata: {{version: 1.0}}
+"""
+DOCS = [
+    {"q": "The clock of Tolmar", "choices": ["strikes nine.", "cheese cheese."], "gold": 0},
+    {"q": "Mira", "choices": ["boats the the", "sells cheese."], "gold": 1},
+    {"q": "A bell,", "choices": ["a bell!", "naive nobody"], "gold": 0},
+    {"q": "one two three four", "choices": ["asked why", "five six seven"], "gold": 1},
+]
+
+
+def loglikelihoods(net, words, text, answers):
+    """Of each answer after a text, as transformers alone gives it."""
+    found = []
+    for answer in answers:
+        before = len(words(text)["input_ids"])
+        ids = torch.tensor([words(text + answer)["input_ids"]])
+        with torch.inference_mode():
+            logs = net(input_ids=ids).logits.float().log_softmax(-1)[0, :-1]
+        found.append(float(logs.gather(1, ids[0, 1:, None])[before - 1 :].sum()))
+    return found
+
+
+class FakeReader:
+    """What reads transformers models, as `lm_eval.models.huggingface.HFLM` is called."""
+
+    def __init__(self, pretrained, backend, tokenizer, batch_size, max_length):
+        self.net, self.tokenizer = pretrained, tokenizer
+        tokenizer.pad_token = "</s>"
+        pretrained.eval()
+        assert (backend, batch_size, max_length) == ("causal", 8, 96)
+
+
+class FakeManager:
+    """What knows the tasks, as `lm_eval.tasks.TaskManager` is called."""
+
+    def __init__(self, include_path=None):
+        self.all_tasks = ["choice"]
+
+
+def fake_evaluate(
+    model,
+    tasks,
+    num_fewshot,
+    limit,
+    bootstrap_iters,
+    log_samples,
+    apply_chat_template,
+    task_manager,
+    random_seed,
+    numpy_random_seed,
+    torch_random_seed,
+    fewshot_random_seed,
+):
+    """What `lm_eval.simple_evaluate` does of a task of choices."""
+    scores = []
+    for doc in DOCS[:limit]:
+        answers = [f" {choice}" for choice in doc["choices"]]
+        logs = loglikelihoods(model.net, model.tokenizer, doc["q"], answers)
+        scores.append(float(np.argmax(logs) == doc["gold"]))
+    return Run().put(tasks[0], {"acc,none": scores}, choices=2).record()
+
+
+@pytest.fixture
+def fake_harness(monkeypatch):
+    """A stand-in of lm-eval 0.4.13, called as it is and giving what it gives."""
+    modules = {
+        "lm_eval": {"simple_evaluate": fake_evaluate},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": FakeReader},
+        "lm_eval.tasks": {"TaskManager": FakeManager},
+    }
+    made = {name: ModuleType(name) for name in modules}
+    made["lm_eval.models"].huggingface = made["lm_eval.models.huggingface"]
+    for name, holds in modules.items():
+        vars(made[name]).update(holds)
+        monkeypatch.setitem(sys.modules, name, made[name])
+
+
+def right_answers(net, words):
+    return [
+        np.argmax(loglikelihoods(net, words, doc["q"], [f" {c}" for c in doc["choices"]]))
+        == doc["gold"]
+        for doc in DOCS
+    ]
+
+
+def test_both_models_are_asked_as_they_are_loaded(fake_harness):
+    pair = nets.pair("llama")
+    pair.base.net.train()
+    before = deepcopy(pair.base.tokenizer.pad_token)
+    found = evaluated(pair, ["choice"])
+    for one, model in zip(found, (pair.base, pair.aligned), strict=True):
+        wanted = right_answers(model.net, model.tokenizer)
+        assert one.items["choice", "none"].scores["acc"].tolist() == wanted
+    assert [one.name for one in found] == ["base", "aligned"]
+    # What the harness sets is set of a copy, or put back.
+    assert pair.base.tokenizer.pad_token == before
+    assert pair.base.net.training
+    assert not pair.aligned.net.training
+    assert capability(*found).tasks == 1
+
+
+def test_a_model_beside_itself_is_asked_once(fake_harness):
+    model = nets.model("llama")
+    base, aligned = evaluated(ModelPair(model, model), ["choice"], limit=2)
+    assert base is aligned
+    assert len(base.items["choice", "none"].ids) == 2
+    assert row(capability(base, aligned), "choice")["change"] == 0
+
+
+def test_the_base_of_an_adapter_is_asked_without_it(fake_harness):
+    from driftlens.models.load import with_lora
+
+    plain = nets.model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        lora = with_lora(nets.model("llama"), r=2, targets="all-linear", seed=0)
+    nets.moved(lora.net, 0.5, 3, only="lora_")
+    pair = ModelPair.load(nets.net("llama"), lora.net, tokenizer=nets.tokenizer())
+    found = evaluated(pair, ["choice"])
+    answers = [one.items["choice", "none"].scores["acc"].tolist() for one in found]
+    assert answers[0] == right_answers(plain.net, plain.tokenizer)
+    assert answers[1] == right_answers(lora.net, plain.tokenizer)
+
+
+def test_what_the_harness_cannot_be_asked_is_refused(fake_harness, monkeypatch):
+    pair = nets.pair("llama")
+    with pytest.raises(DriftlensError, match="tasks that lm-eval knows, found other"):
+        evaluated(pair, ["choice", "other"])
+    with pytest.raises(DriftlensError, match="tasks that lm-eval knows, found none"):
+        evaluated(pair, [])
+    with pytest.raises(DriftlensError, match="models that continue text"):
+        evaluated(nets.pair("bert"), ["choice"])
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(DriftlensError, match=r"pip install 'driftlens\[evals\]'"):
+        evaluated(pair, ["choice"])
+
+
+def test_the_harness_is_one_command(fake_harness, driftlens, tmp_path):
+    base = nets.net("llama")
+    folders = [
+        nets.saved(base, tmp_path / "base"),
+        nets.saved(nets.moved(deepcopy(base), 0.3, 1), tmp_path / "aligned"),
+    ]
+    said = ["evals", "run", *folders, "--tasks", "choice", "--out", "out"]
+    code, _, err = driftlens(*said, "--format", "json,parquet", "--device", "cpu")
+    assert code == 0, err
+    record = json.loads(Path("out/results.json").read_text())
+    assert record["run"]["options"]["tasks"] == ["choice"]
+    assert record["results"][0]["facts"]["base_name"] == folders[0]
+
+
+@pytest.fixture
+def real_harness(tmp_path):
+    """Tasks of the harness itself, on files that are here; where it is installed."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (driftlens[evals])")
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
+    (tmp_path / "tasks").mkdir()
+    metrics = "metric_list: [{metric: acc}, {metric: acc_norm}]"
+    kinds = {
+        "choice": ("multiple_choice", "{{q}}", "{{gold}}", f"doc_to_choice: choices\n{metrics}"),
+        "words": ("loglikelihood_rolling", "", "{{q}}", "metric_list: [{metric: bits_per_byte}]"),
+    }
+    for name, (kind, text, target, more) in kinds.items():
+        told = YAML.format(
+            name=name,
+            file=tmp_path / "docs.jsonl",
+            cache=tmp_path / "cache",
+            kind=kind,
+            text=text,
+            target=target,
+            more=more,
+        )
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(told)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_harness_itself_says_what_transformers_says(real_harness):
+    # A token that a tokenizer adds before a text by itself, the harness would score as text.
+    words = nets.tokenizer(bos=False)
+    net = nets.net("llama")
+    pair = ModelPair(
+        HookedModel(net, words, "base"), HookedModel(nets.moved(deepcopy(net), 0.03, 1), words)
+    )
+    found = evaluated(pair, ["choice", "words"], include=real_harness / "tasks")
+    result = capability(*found)
+    for one, model in zip(found, (pair.base, pair.aligned), strict=True):
+        wanted = right_answers(model.net, model.tokenizer)
+        assert one.items["choice", "none"].scores["acc"].tolist() == wanted
+        texts = [doc["q"] for doc in DOCS]
+        logs = [loglikelihoods(model.net, words, "<s>", [text])[0] for text in texts]
+        size = sum(len(text.encode()) for text in texts)
+        score = one.scores[Key("words", "bits_per_byte", "none")].value
+        assert score == pytest.approx(-sum(logs) / size / np.log(2), rel=1e-4)
+    assert row(result, "choice", "acc")["chance"] == 0.5
+    assert set(result.interval) == {"paired"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_harness_itself_writes_is_what_it_returns(real_harness):
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(real_harness / "tasks"), include_defaults=False)
+    net = HFLM(pretrained=nets.net("llama"), tokenizer=deepcopy(nets.tokenizer()), batch_size=2)
+    tracker = EvaluationTracker(output_path=str(real_harness / "out"))
+    results = simple_evaluate(
+        net, tasks=["choice", "words"], task_manager=tasks, bootstrap_iters=0, log_samples=True
+    )
+    returned = Evaluation.of(deepcopy(results))
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results, samples)
+    for task in samples:
+        tracker.save_results_samples(task, samples[task])
+    written = Evaluation.read(real_harness / "out")
+    assert written.scores.keys() == returned.scores.keys()
+    assert all(written.scores[key].value == returned.scores[key].value for key in written.scores)
+    assert written.tasks == returned.tasks
+    for key, items in written.items.items():
+        assert items.documents.tolist() == returned.items[key].documents.tolist()
+        assert items.choices.tolist() == returned.items[key].choices.tolist()
+        assert items.scores.keys() == returned.items[key].scores.keys()
+    assert row(capability(written, returned), "choice")["change"] == 0
+
+
+def test_the_stand_in_is_called_as_the_harness_is():
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (driftlens[evals])")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    for fake, real in (
+        (fake_evaluate, simple_evaluate),
+        (FakeReader, HFLM),
+        (FakeManager, TaskManager),
+    ):
+        assert set(signature(fake).parameters) <= set(signature(real).parameters)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,15 +10,30 @@ from driftlens.errors import DriftlensError
 
 from .shared import (
     FORMATS,
+    Aligned,
+    AlignedDevice,
+    AlignedRevision,
     AsJson,
+    Attention,
+    Base,
+    BaseDevice,
     Bound,
+    Device,
+    DeviceMap,
+    Dtype,
     Format,
+    Mixed,
+    Offline,
     Overwrite,
     Quiet,
+    Remote,
+    Revision,
     Seed,
+    called,
     formats_of,
     leave,
     leave_to_first,
+    pair_of,
     record,
     slug,
     tell,
@@ -132,7 +147,8 @@ def written(
     }
     about = record(models, [], seed, asked, started)
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    page = Report(f"{both[0].name} → {both[1].name} on tasks", [found], (), about)
+    title = f"{called(both[0].name)} → {called(both[1].name)} on tasks"
+    page = Report(title, [found], (), about)
     tell(page, page.write(out, overwrite=overwrite, formats=formats), quiet, as_json)
     leave(bounds, [found])
 
@@ -151,3 +167,67 @@ def guesses_of(chance: list[str] | None) -> dict[str, float]:
                 "--chance as TASK=NUMBER", found=repr(text), remedy="Write it as gsm8k=0."
             )
     return found
+
+
+@evals.command("run")
+@told()
+def run(
+    context: typer.Context,
+    base: Base,
+    aligned: Aligned,
+    tasks: Annotated[str, typer.Option(help="Tasks or groups of lm-eval, with commas.")],
+    out: Out = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question; the task's own.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask only the first N items of each task.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts into each model's own chat template.")
+    ] = False,
+    include: Annotated[Path | None, typer.Option(help="A folder of further tasks as YAML.")] = None,
+    chance: Chance = None,
+    fail_on: FailOn = None,
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    base_device: BaseDevice = None,
+    aligned_device: AlignedDevice = None,
+    dtype: Dtype = "auto",
+    allow_mixed_dtypes: Mixed = False,
+    seed: Seed = 0,
+    format: Format = FORMATS,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    aligned_revision: AlignedRevision = None,
+    trust_remote_code: Remote = False,
+    attn_implementation: Attention = "sdpa",
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask both models tasks of lm-evaluation-harness (driftlens[evals]), and write a page.
+
+    driftlens evals run org/base org/aligned --tasks arc_easy,gsm8k --limit 200
+    """
+    leave_to_first()
+    started = datetime.now(UTC)
+    formats = formats_of(format)
+    from driftlens.diagnostics import CapabilityResult
+
+    bounds = [Bound.of(text, values_of(CapabilityResult)) for text in fail_on or []]
+    guessed = guesses_of(chance)
+    out = out or Path("reports") / f"{slug(base)}-{slug(aligned)}-tasks"
+    try_out(out, overwrite)
+    context.params["backend"] = "hooks"
+    pair = pair_of(context)
+    from driftlens.models.harness import evaluated
+
+    named = [name.strip() for name in tasks.split(",") if name.strip()]
+    folder = None if include is None else str(include)
+    how: dict[str, Any] = {"shots": shots, "limit": limit, "chat": chat, "include": folder}
+    both = evaluated(pair, named, rows=batch_size, seed=seed, **how)
+    # Of each model's own template the prompts are others, as was asked for.
+    asked = {"tasks": named, **how, "any_prompt": chat, "chance": guessed}
+    written(both, asked, out, formats, bounds, seed, started, overwrite, quiet, as_json)
