@@ -62,7 +62,7 @@ class Contrasts(Metric[R]):
         """Take in one frame."""
         documents, *sides = frame.closing([Site(layer) for layer in self.layers])
         rows = np.stack([side.numpy() for side in sides], 1)
-        self.states.update(documents, rows.reshape(len(documents), -1))
+        self.states.update(documents, rows.reshape(len(documents), self.states.columns))
 
     def quadruples(self, form: str) -> Quadruples:
         """The states of the pairs of which all that is asked in a form was seen.

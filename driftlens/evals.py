@@ -7,8 +7,9 @@ by side for two models. No model.
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -496,9 +497,12 @@ class Compared:
         both = np.concatenate([self.base_items, self.aligned_items])
         return self.paired and bool(np.isin(both, (0.0, 1.0)).all())
 
-    def score(self, mean: np.ndarray) -> np.ndarray:
-        """The score that a mean over items makes."""
-        return scored(self.key.metric, mean)
+    @property
+    def of(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What makes a score of a mean over items; None if it is that mean."""
+        if self.key.metric not in (*LOGGED, "bits_per_byte"):
+            return None
+        return partial(scored, self.key.metric)
 
 
 def scored(metric: str, mean: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from .diagnostics import (
     Calibration,
     ChoiceCalibration,
     Constraints,
+    ContrastiveMargin,
     Directions,
     Drift,
     Entropy,
@@ -81,7 +82,10 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
     ),
     "stereotype": lambda o: (SelectiveForgetting(o.seed),),
     "contrast": lambda o: (Polarity(o.layers, o.seed, published=o.published_polarity),),
-    "roles": lambda o: (Directions(o.layers, seed=o.seed),),
+    "roles": lambda o: (
+        Directions(o.layers, seed=o.seed),
+        ContrastiveMargin(o.layers, o.seed),
+    ),
     "preference": lambda o: (),
     "prompt": lambda o: (
         Homogenisation(Sampling(seed=o.seed)),

@@ -14,6 +14,7 @@ from driftlens.diagnostics import (
     Calibration,
     CapabilityConflict,
     Constraints,
+    ContrastiveMargin,
     Drift,
     Entanglement,
     EntanglementByLayer,
@@ -132,7 +133,7 @@ METRICS = {
     ],
     "stereotype": [SelectiveForgetting],
     "contrast": [polarity],
-    "roles": [directions, directions_of_responses],
+    "roles": [directions, directions_of_responses, ContrastiveMargin],
     "preference": [
         Entanglement,
         EntanglementByLayer,

@@ -231,3 +231,97 @@ def run(
     # Of each model's own template the prompts are others, as was asked for.
     asked = {"tasks": named, **how, "any_prompt": chat, "chance": guessed}
     written(both, asked, out, formats, bounds, seed, started, overwrite, quiet, as_json)
+
+
+@evals.command("scores")
+@told()
+def scores(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="JSONL or Parquet of scores, or of texts.")
+    ],
+    out: Out = None,
+    toxicity: Annotated[
+        str | None,
+        typer.Option(help="A classifier that says how toxic texts are, as NAME:LABEL."),
+    ] = None,
+    faithfulness: Annotated[
+        str | None,
+        typer.Option(help="One that says whether a text follows from its source, likewise."),
+    ] = None,
+    clean: Annotated[float, typer.Option(help="Toxicity below which a text is clean.")] = 0.5,
+    least: Annotated[
+        float, typer.Option(min=0, help="How much a score must fall to have fallen.")
+    ] = 0.0,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave with 1 if this holds, as 'faithfulness.over_cleaned>0.1'."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where classifiers run.")] = "cpu",
+    seed: Seed = 0,
+    format: Format = FORMATS,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what safety cost in faithfulness, from scores or by classifiers that are named.
+
+    driftlens evals scores scores.jsonl
+
+    driftlens evals scores texts.jsonl --toxicity org/toxic:toxic --faithfulness org/nli:entailment
+    """
+    leave_to_first()
+    started = datetime.now(UTC)
+    formats = formats_of(format)
+    from driftlens import diagnostics
+    from driftlens.judged import Judged, judged, texts
+    from driftlens.packs import named
+    from driftlens.report import Report
+
+    known = values_of(diagnostics.FaithfulnessResult)
+    bounds = [Bound.of(text, known) for text in fail_on or []]
+    out = out or Path("reports") / f"{slug(named(file))}-faithfulness"
+    try_out(out, overwrite)
+    models = {
+        score: dict(zip(("given", "label"), _label(told), strict=True))
+        for score, told in (("toxicity", toxicity), ("faithfulness", faithfulness))
+        if told is not None
+    }
+    if len(models) == 1:
+        raise DriftlensError(
+            "--toxicity and --faithfulness together, to judge texts",
+            found=f"--{next(iter(models))} alone",
+            remedy="Name both, or give a file of scores.",
+        )
+    if models:
+        from driftlens.models.classifier import Classifier
+
+        judges = {
+            score: Classifier(
+                told["given"],
+                told["label"],
+                paired=score == "faithfulness",
+                device=device,
+                local_files_only=offline,
+            )
+            for score, told in models.items()
+        }
+        read = judged(named(file), texts(file), judges["toxicity"], judges["faithfulness"])
+    else:
+        read = Judged.read(file)
+    found = diagnostics.faithfulness(read, clean=clean, least=least, seed=seed)
+    about = record(models, [], seed, {"clean": clean, "least": least}, started)
+    about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    page = Report(f"Toxicity and faithfulness of {read.name}", [found], (), about)
+    tell(page, page.write(out, overwrite=overwrite, formats=formats), quiet, as_json)
+    leave(bounds, [found])
+
+
+def _label(told: str) -> tuple[str, str]:
+    """A classifier and its label, as NAME:LABEL tells them."""
+    name, _, label = told.rpartition(":")
+    if not name or not label:
+        raise DriftlensError(
+            "a classifier as NAME:LABEL", found=repr(told), remedy="Write it as org/toxic:toxic."
+        )
+    return name, label

@@ -4,6 +4,7 @@ from .calibration import Calibration, CalibrationResult, ChoiceCalibration
 from .capability import CapabilityResult, capability
 from .conflict import CapabilityConflict, CapabilityConflictResult
 from .constraints import Constraints, ConstraintsResult, FormatsResult
+from .contrastive import ContrastiveMargin, ContrastiveMarginResult
 from .directions import (
     DirectionMethodsResult,
     Directions,
@@ -25,6 +26,7 @@ from .entanglement import (
 )
 from .entropy import Entropy, EntropyResult
 from .factorial import Factorial, FactorialResult
+from .faithfulness import FaithfulnessResult, faithfulness
 from .first_step import FirstStep, FirstStepResult
 from .fisher import FisherDistance, FisherDistanceResult
 from .forgetting import Forgetting, ForgettingResult
@@ -85,6 +87,8 @@ __all__ = [
     "ChoiceCalibration",
     "Constraints",
     "ConstraintsResult",
+    "ContrastiveMargin",
+    "ContrastiveMarginResult",
     "CrossSteeringResult",
     "DirectionMethodsResult",
     "DirectionSelectionResult",
@@ -103,6 +107,7 @@ __all__ = [
     "EntropyResult",
     "Factorial",
     "FactorialResult",
+    "FaithfulnessResult",
     "FirstStep",
     "FirstStepResult",
     "FisherDistance",
@@ -181,5 +186,6 @@ __all__ = [
     "WeightPath",
     "WeightPathResult",
     "capability",
+    "faithfulness",
     "staged",
 ]

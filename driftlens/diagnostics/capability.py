@@ -341,7 +341,7 @@ def _change(one: Compared, seed: int, level: float) -> tuple[Interval, str]:
     """The change of a score with its interval, and how that was found."""
     if one.paired:
         moved = change(
-            one.base_items, one.aligned_items, one.weights, one.score, seed=seed, level=level
+            one.base_items, one.aligned_items, one.weights, one.of, seed=seed, level=level
         )
         return moved, "paired"
     ours, theirs = (_count(score, one.items) for score in (one.base, one.aligned))

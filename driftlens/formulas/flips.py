@@ -97,10 +97,13 @@ def change(
     """
     both = np.stack([np.asarray(z, np.float64) for z in (base, aligned)], 1)
     weights = np.ones(len(both)) if weights is None else np.asarray(weights, np.float64)
-    of = of or (lambda mean: mean)
 
     def gap(counts: np.ndarray) -> np.ndarray:
-        means = of((counts @ both) / (counts @ weights)[..., None])
+        over = counts @ weights
+        if of is None:
+            # What all items changed by alike is then free of rounding.
+            return (counts @ (both[:, 1] - both[:, 0])) / over
+        means = of((counts @ both) / over[..., None])
         return means[..., 1] - means[..., 0]
 
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,5 +1,7 @@
 """Whether two lists of numbers put things in the same order."""
 
+from statistics import NormalDist
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -33,3 +35,28 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     apart = np.array([ranks(side) for side in both]) - (both.shape[1] + 1) / 2
     spread = np.square(apart).sum(1).prod()
     return float((apart[0] * apart[1]).sum() / np.sqrt(spread)) if spread else float("nan")
+
+
+def spearman_bounds(rho: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    r"""Bounds of Spearman's :math:`\rho` over so many independent rows.
+
+    .. math:: \tanh\Big(\operatorname{artanh}\rho \pm z \sqrt{\frac{1 + \rho^2 / 2}{n - 3}}\Big)
+
+    Source: Bonett & Wright (2000), "Sample size requirements for estimating Pearson, Kendall and
+    Spearman correlations", eq. 3 and table 1.
+
+    Args:
+        rho: The correlation.
+        n: Number of rows.
+        level: Share of intervals that hold the true correlation.
+
+    Returns:
+        Both NaN of fewer than four rows, or where the correlation is NaN; `rho` where it is ±1.
+    """
+    if n < 4 or np.isnan(rho):
+        return float("nan"), float("nan")
+    if abs(rho) >= 1:
+        return rho, rho
+    half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    middle = np.arctanh(rho)
+    return float(np.tanh(middle - half)), float(np.tanh(middle + half))

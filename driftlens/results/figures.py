@@ -36,6 +36,9 @@ MARKS = ((GREEN, "D"), (PURPLE, "^"), (YELLOW, "v"))
 CASES = (GREEN, ALIGNED, BASE, GREY)
 """What went well, and what went otherwise."""
 
+PLACES = (*CASES[:3], PURPLE, GREY)
+"""What groups of points on a plane are told apart by."""
+
 WIDTH, HEIGHT = 7.2, 3.2
 """Inches of a figure with one panel; the page is about as wide."""
 
@@ -172,6 +175,7 @@ def stacks(
     *,
     xlabel: str,
     ylabel: str,
+    colours: Sequence[str] = CASES,
     on: "Axes | None" = None,
 ) -> "Figure":
     """Bars that are divided into the same parts.
@@ -181,11 +185,12 @@ def stacks(
         parts: [bar] heights by name, from the bottom up.
         xlabel: What the bars are.
         ylabel: What the heights are, with their unit.
+        colours: Of the parts, in their order.
         on: A panel to draw in, instead of a figure of its own.
     """
     panel = _panel(on, xlabel, ylabel)
     at, below = _places(panel, list(map(str, labels))), np.zeros(len(labels))
-    for (name, heights), colour in zip(parts.items(), CASES, strict=False):
+    for (name, heights), colour in zip(parts.items(), colours, strict=False):
         style = {"color": colour, "alpha": 0.85, "width": 0.72}
         panel.bar(at, heights, bottom=below, label=visible(name), **style)
         below = below + heights
@@ -262,7 +267,7 @@ def points(
     if lines:
         panel.axvline(lines[0], color=GREY, linewidth=0.9, linestyle=":")
         panel.axhline(lines[1], color=GREY, linewidth=0.9, linestyle=":")
-    looks = zip(names.items(), (*CASES[:3], PURPLE, GREY), MARKERS, strict=False)
+    looks = zip(names.items(), PLACES, MARKERS, strict=False)
     for (group, name), colour, marker in looks:
         mine = groups == group
         if mine.any():
@@ -345,6 +350,31 @@ def forest(
             panel.errorbar(middle, at[mine], xerr=spread, label=visible(name), **style, **bars)
     _legend_above(panel)
     return panel.figure
+
+
+def cross(x: Any, y: Any, *, label: str, on: "Axes") -> None:
+    """A point with its interval either way, on a plane.
+
+    Args:
+        x: Number, lower and upper bound across.
+        y: The same up.
+        label: What it is.
+        on: The panel.
+    """
+    spread = [[[z[0] - z[1]], [z[2] - z[0]]] for z in (x, y)]
+    style: dict[str, Any] = {"color": INK, "marker": "D", "markersize": 5, "zorder": 5}
+    style |= {"linestyle": "none", "elinewidth": 1.4}
+    on.errorbar([x[0]], [y[0]], *np.clip(spread, 0, None)[::-1], label=label, **style)
+    _legend(on)
+
+
+def legend_below(figure: "Figure", panel: "Axes") -> None:
+    """One legend for all panels of a figure, beneath them: that of a panel."""
+    handles, labels = panel.get_legend_handles_labels()
+    if (legend := panel.get_legend()) is not None:
+        legend.remove()
+    with _style():
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
 
 
 def heatmap(
