@@ -37,6 +37,7 @@ from driftlens.diagnostics import (
     Restoration,
     SafetyDirections,
     SafetyForgetting,
+    SafetyWeights,
     Screen,
     SelectiveForgetting,
     Shapley,
@@ -75,6 +76,10 @@ def polarity():
 
 def safety_forgetting():
     return SafetyForgetting(reading())
+
+
+def safety_weights():
+    return SafetyWeights(reading(), "layer", nodes=1)
 
 
 def safety_directions():
@@ -144,7 +149,7 @@ METRICS = {
         PreferenceLosses,
         capability_conflict,
     ],
-    "choice": [safety_forgetting, safety_directions],
+    "choice": [safety_forgetting, safety_directions, safety_weights],
     "prompt": [homogenisation, uncertainty, constraints],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
@@ -236,8 +241,8 @@ def reading():
     """Requests as they are read, whichever of the pairs below is asked: all have one tokenizer."""
     examples = [
         Example(f"{who} {asks}:", None, None, "", topic, family=who, choices=answers, wanted=(0, 2))
-        for who in SPEAKERS
-        for topic, asks in (("harmful", "steals a bell"), ("harmless", "sells cheese, and a boat"))
+        for who in SPEAKERS[:4]
+        for topic, asks in (("harmful", "steals bells"), ("harmless", "sells cheese, and a boat"))
         for answers in (("nobody", "seven", "12", "A bell"),)
     ]
     return choices(Pack("requests", "choice", examples), pair())

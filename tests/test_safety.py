@@ -1,5 +1,6 @@
 """Refusals, their direction and the weights they hang on: closed forms, oracles, planted truths."""
 
+from copy import deepcopy
 from functools import cache
 from itertools import permutations
 
@@ -10,10 +11,15 @@ from scipy.stats import beta, binomtest
 from sklearn.metrics import roc_auc_score
 
 import nets
-from driftlens.diagnostics import SafetyDirections, SafetyForgetting
+from driftlens.diagnostics import SafetyDirections, SafetyForgetting, SafetyWeights
+from driftlens.diagnostics import safety as diagnostic
+from driftlens.errors import DriftlensError
 from driftlens.formulas import safety
 from driftlens.metric import measure
 from driftlens.models import ModelPair
+from driftlens.models.gradients import by_row
+from driftlens.models.hooks import HookedModel
+from driftlens.models.pieces import called
 from driftlens.packs import Example, Pack
 from driftlens.results import load, same, save
 from driftlens.sweeps import choices
@@ -376,3 +382,277 @@ def test_the_demo_learns_to_refuse_what_is_unkind_and_forgets_it_the_other_way_r
     assert "rose" in learnt.headline()
     assert forgotten.harmful_change.high < -1
     assert "fell" in forgotten.headline()
+
+
+# The weights
+
+
+def of(base, aligned):
+    words = nets.tokenizer()
+    return ModelPair(HookedModel(base, words, "base"), HookedModel(aligned, words, "aligned"))
+
+
+def weights(pair, pack=None, **options):
+    return found(pair, pack, SafetyWeights, **options)[0]
+
+
+def with_noise(net, size, only, seed=5):
+    return nets.moved(deepcopy(net), size, seed, only)
+
+
+def named(result):
+    return dict(zip(called(result.layer, result.component), result.share, strict=True))
+
+
+@pytest.mark.parametrize("by", ["layer", "component"])
+def test_all_of_the_change_lies_in_the_piece_that_was_changed(by):
+    base = nets.net("llama")
+    pair = of(base, with_noise(base, 0.05, "layers.1.mlp"))
+    result = weights(pair, by=by)
+    shares = named(result)
+    own = shares.pop("1" if by == "layer" else "1.mlp")
+    # What the graft of this piece changes is what the whole pair does.
+    assert own == pytest.approx(found(pair)[0].harmful_change.value, rel=0.01)
+    assert result.total.value - own == pytest.approx(result.unexplained.value)
+    assert abs(result.residual.value) <= 0.01
+    assert set(shares.values()) == {0}
+    assert np.isfinite(result.critical).tolist() == [bool(z) for z in result.share]
+    assert result.energy.max() == 1
+    assert "block 1" in result.summary()
+
+
+@pytest.mark.parametrize("family", nets.some(["llama", "llama tied", "gpt2", "gemma2"], ["gpt2"]))
+def test_shares_add_up_to_the_change_of_the_odds(family):
+    pair = nets.pair(family)
+    result, whole = weights(pair, nodes=16), found(pair)[0]
+    assert result.total.value == pytest.approx(whole.harmful_change.value, abs=1e-9)
+    assert result.share.sum() == pytest.approx(result.total.value, abs=2e-3)
+    assert result.harmless_share.sum() == pytest.approx(whole.harmless_change.value, abs=2e-3)
+    coarse = weights(pair, nodes=16, by="layer")
+    for layer, share in zip(coarse.layer, coarse.share, strict=True):
+        assert result.share[result.layer == layer].sum() == pytest.approx(share, abs=1e-9)
+
+
+def gradients_of(net, read_of, pack):
+    """By parameter, [prompt, …] gradients of what is read, by torch alone, prompt by prompt."""
+    words, rows = nets.tokenizer(), []
+    parameters = dict(net.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    for example in pack.examples:
+        ids = words(example.text)["input_ids"]
+        firsts = [words(example.text + z)["input_ids"][len(ids)] for z in ANSWERS]
+        log = net(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1)
+        rows.append(torch.autograd.grad(read_of(log[firsts]), list(parameters.values())))
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    return {
+        n: torch.stack(z).detach() for n, z in zip(parameters, zip(*rows, strict=True), strict=True)
+    }
+
+
+def log_odds(own):
+    return own[list(REFUSING)].logsumexp(0) - own[[1, 3]].logsumexp(0)
+
+
+def log_refusing(own):
+    return own[list(REFUSING)].logsumexp(0)
+
+
+def of_piece(result, row):
+    """Whether a parameter of a Llama, by its name, belongs to the piece of a row."""
+    layer, part = result.layer[row], result.component[row]
+    inside = {
+        "attn": lambda name: "self_attn" in name or "input_layernorm" in name,
+        "mlp": lambda name: "mlp" in name or "post_attention" in name,
+    }
+    if part in inside:
+        return lambda name: f"layers.{layer}." in name and inside[part](name)
+    return {
+        "embed": lambda name: "embed_tokens" in name,
+        "norm": lambda name: name == "model.norm.weight",
+        "unembed": lambda name: "lm_head" in name,
+    }[part]
+
+
+def test_the_slopes_at_both_ends_are_gradient_times_change():
+    pair = random_pair()
+    result, pack = weights(pair, nodes=2), asked(("harmful",))
+    nets_ = {
+        "base": deepcopy(pair.base.net).double(),
+        "aligned": deepcopy(pair.aligned.net).double(),
+    }
+    change = {
+        name: theirs.detach() - nets_["base"].get_parameter(name).detach()
+        for name, theirs in nets_["aligned"].named_parameters()
+    }
+    for side, net in nets_.items():
+        own = gradients_of(net, log_odds, pack)
+        for row in range(result.rows()):
+            here = of_piece(result, row)
+            slope = sum((own[n].mean(0) * change[n]).sum() for n in own if here(n))
+            assert getattr(result, f"at_{side}")[row] == pytest.approx(float(slope), abs=2e-4)
+
+
+def test_what_is_felt_is_the_squared_gradient_of_refusing():
+    pair, pack = random_pair(), asked(("harmful",))
+    result, ours = weights(pair, nodes=2), deepcopy(pair.base.net).double()
+    own = gradients_of(ours, log_refusing, pack)
+    changed = dict(pair.aligned.net.named_parameters())
+    everything = [np.zeros(0), np.zeros(0)]
+    for row in range(result.rows()):
+        names = [name for name in own if of_piece(result, row)(name)]
+        felt = np.concatenate([own[n].square().mean(0).ravel().numpy() for n in names])
+        moved = [(changed[n].detach().double() - ours.get_parameter(n).detach()) for n in names]
+        change = np.concatenate([z.ravel().numpy() for z in moved])
+        everything = [np.append(z, x) for z, x in zip(everything, (felt, change), strict=True)]
+        ratio = (felt * change**2).mean() / felt.mean() / (change**2).mean()
+        assert result.sensitivity[row] == pytest.approx(ratio, rel=1e-3)
+        top = np.argsort(felt)[::-1][: max(1, round(0.1 * len(felt)))]
+        share = (change[top] ** 2).sum() / (change**2).sum()
+        assert result.critical[row] == pytest.approx(share, abs=2e-3)
+    felt, change = everything
+    ratio = (felt * change**2).mean() / felt.mean() / (change**2).mean()
+    assert result.sensitivity_of_all.value == pytest.approx(ratio, rel=1e-3)
+    # Every weight was moved by noise that knows nothing of refusals.
+    assert result.critical_share.value == pytest.approx(result.critical_chance.value, abs=0.01)
+
+
+@pytest.mark.parametrize(("where", "share"), [("top", 1.0), ("rest", 0.0), ("any", 0.1)])
+def test_a_change_of_critical_weights_is_found_critical(where, share):
+    base = nets.net("llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    own = gradients_of(deepcopy(base), log_refusing, asked(("harmful",)))[name]
+    felt = own.square().mean(0)
+    least = felt.ravel().topk(round(0.1 * felt.numel())).values[-1]
+    mask = {"top": felt >= least, "rest": felt < least, "any": felt >= 0}[where]
+    aligned = deepcopy(base)
+    draw = torch.randn(felt.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        aligned.get_parameter(name).add_(0.05 * mask * draw)
+    result = weights(of(base, aligned), nodes=4)
+    row = called(result.layer, result.component).index("1.mlp")
+    spread = 0.0125  # of a tenth of 1536 squares of normal numbers
+    # The last of the tenth may be another by rounding.
+    assert result.critical[row] == pytest.approx(share, abs=4 * spread if where == "any" else 2e-3)
+    assert result.critical_share.value == result.critical[row]
+    assert result.chance[row] == pytest.approx(0.1, abs=1e-3)
+    if where == "top":
+        assert result.sensitivity[row] > 2
+        assert result.chance_p[row] < 1e-9
+    if where == "rest":
+        assert result.sensitivity[row] < 1
+
+
+def test_exchanging_the_models_turns_every_share():
+    ours, theirs = (weights(pair, nodes=4) for pair in (random_pair(), turned(random_pair())))
+    np.testing.assert_allclose(theirs.share, -ours.share, atol=1e-5)
+    np.testing.assert_allclose(theirs.at_base, -ours.at_aligned, atol=1e-5)
+    np.testing.assert_allclose(theirs.energy, ours.energy, rtol=1e-6)
+    assert theirs.total.value == pytest.approx(-ours.total.value, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_is_told_as_the_model_that_it_makes():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    live = peft.get_peft_model(nets.net("llama"), config)
+    live = nets.moved(live, 0.1, 3, "lora_").eval()
+    adapter = ModelPair.load(None, live, tokenizer=nets.tokenizer())
+    merged = deepcopy(live).merge_and_unload()
+    one, other = weights(adapter, nodes=4), weights(of(nets.net("llama"), merged), nodes=4)
+    mine, theirs = named(one), named(other)
+    assert set(mine) == {"0.attn", "1.attn", "2.attn"}
+    for name, share in mine.items():
+        assert share == pytest.approx(theirs.pop(name), abs=1e-5)
+    assert not any(theirs.values())
+    kept = np.isfinite(other.critical)
+    np.testing.assert_allclose(one.critical, other.critical[kept], atol=2e-3)
+    np.testing.assert_allclose(one.sensitivity, other.sensitivity[kept], rtol=1e-3)
+
+
+def test_nodes_are_added_until_the_shares_add_up(monkeypatch):
+    assert weights(random_pair()).nodes in (4, 8)
+    monkeypatch.setattr(diagnostic, "TOLERANCE", -1.0)
+    result = weights(random_pair())
+    assert result.nodes == 32
+    assert "unexplained at 32 nodes" in result.notes[0]
+    fixed = weights(random_pair(), nodes=32)
+    np.testing.assert_allclose(result.share, fixed.share, atol=1e-12)
+    # What is felt is taken in the first showing alone.
+    np.testing.assert_allclose(result.sensitivity, fixed.sensitivity)
+    np.testing.assert_allclose(result.critical, fixed.critical)
+
+
+def test_a_showing_is_taken_up_with_as_many_nodes_as_it_had():
+    pair = random_pair()
+    reading = choices(asked(), pair)
+    metric = SafetyWeights(reading)
+    measure(pair, reading.pack, [metric])
+    metric.rule = 16
+    metric._take()
+    (frame,) = pair.frames(reading.pack, metric.wants)
+    metric.update(frame)
+    again = SafetyWeights(reading)
+    again.begin(pair, pair.encoder(reading.pack))
+    again.restore(metric.state())
+    assert again.rule == 16
+    assert same(again.compute(), metric.compute())
+
+
+def test_where_there_is_no_memory_for_gradients_shares_are_told_alone(monkeypatch):
+    whole = weights(random_pair(), nodes=2)
+    monkeypatch.setattr(diagnostic, "available", lambda _: 1000)
+    result = weights(random_pair(), nodes=2)
+    assert np.isnan(result.critical_share.value)
+    assert np.isnan(result.sensitivity).all()
+    assert any("no memory" in note for note in result.notes)
+    np.testing.assert_array_equal(result.share, whole.share)
+    assert "tenth" in whole.summary()
+    assert "tenth" not in result.summary()
+
+
+def test_weights_that_cannot_be_matched_are_refused():
+    other = nets.net("llama", intermediate_size=40)
+    with pytest.raises(DriftlensError, match="weights match by name and shape"):
+        weights(of(nets.net("llama"), other))
+
+
+def test_a_model_beside_itself_has_nothing_to_divide():
+    base = random_pair().base
+    result = weights(ModelPair(base, base))
+    assert not result.share.any()
+    assert np.isnan(result.critical_share.value)
+    assert result.summary() == "No weight changed the odds of refusing."
+    assert result.figure() is not None
+
+
+def test_a_gradient_of_a_row_is_the_same_whatever_stands_beside_it():
+    model, texts = random_pair().base, nets.TEXTS[:4]
+    batch = nets.batch(model, texts)
+    names = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
+
+    def read(batch):
+        def score(logits, some):
+            return logits.log_softmax(-1).gather(1, batch.targets[some][:, None])[:, 0]
+
+        return list(by_row(model, batch, [0, 1, 2, 3], names, score))
+
+    right, left = read(batch), read(batch.padded_left())
+    for number, text in enumerate(texts):
+        alone = nets.batch(model, [text])
+        (own,) = list(
+            by_row(
+                model,
+                alone,
+                [0],
+                names,
+                lambda z, some, alone=alone: z.log_softmax(-1).gather(
+                    1, alone.targets[some][:, None]
+                )[:, 0],
+            )
+        )
+        for name in names:
+            torch.testing.assert_close(right[number][name], own[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(left[number][name], own[name], rtol=1e-4, atol=1e-5)
+    assert all(not p.requires_grad or p.grad is None for p in model.net.parameters())

@@ -55,6 +55,8 @@ from .safety import (
     SafetyForgetting,
     SafetyForgettingResult,
     SafetyTopicsResult,
+    SafetyWeights,
+    SafetyWeightsResult,
 )
 from .screen import Screen, ScreenResult
 from .selection import DirectionSelectionResult
@@ -154,6 +156,8 @@ __all__ = [
     "SafetyForgetting",
     "SafetyForgettingResult",
     "SafetyTopicsResult",
+    "SafetyWeights",
+    "SafetyWeightsResult",
     "Screen",
     "ScreenResult",
     "SelectiveForgetting",

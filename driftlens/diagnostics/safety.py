@@ -1,18 +1,27 @@
 """What alignment, or training after it, did to refusals: their odds, direction and weights."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from driftlens.formulas import safety
-from driftlens.formulas.intervals import wilson
-from driftlens.formulas.streams import PerDocument
+from driftlens.formulas.intervals import Interval, wilson
+from driftlens.formulas.quadrature import gauss
+from driftlens.formulas.streams import PerDocument, State
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
+from driftlens.models.gradients import by_row
+from driftlens.models.hooks import Score
+from driftlens.models.hybrid import Change, plain
+from driftlens.models.memory import available
+from driftlens.models.pair import Acts
+from driftlens.models.pieces import Piece, called
 from driftlens.models.sites import Site
-from driftlens.models.tokens import Encoder
+from driftlens.models.tokens import Batch, Encoder
 from driftlens.packs import Pack
 from driftlens.results import Estimate, Result, column, fact, figures, shown, value
 from driftlens.sweeps import Choices, seen
@@ -634,3 +643,432 @@ class SafetyDirections(Metric[SafetyDirectionsResult]):
 
 ROUNDS = 500
 """Bootstrap draws of each block's cosine."""
+
+
+# The weights
+
+
+NODES, LIMIT, TOLERANCE = 4, 32, 0.01
+"""Gauss nodes of the first rule, the most, and the residual at which there are no more."""
+
+TOP = 0.1
+"""Which part of a piece's weights are its alignment-critical ones."""
+
+
+@dataclass(frozen=True)
+class SafetyWeightsResult(Result):
+    """Which weights the change of the odds of refusing comes from, and which refusals feel."""
+
+    kind = "safety_weights"
+    title = "Refusals by weights"
+    how = """
+share is the change of the mean log-odds of refusing harmful prompts (see *Safety forgetting*), \
+divided among the weights: with m that mean and θ(α) the weights on the straight line from base to \
+aligned,
+
+share(weights) = ∫ ⟨∂m/∂θ at θ(α), θ_aligned − θ_base⟩ dα,
+
+at Gauss–Legendre nodes: 4, then twice as many until the shares add up to the change within 1 %, \
+or 32. unexplained is what they leave of it. Above 0, the change of these weights adds to \
+refusing. at_base and at_aligned are gradient × Δw, the same product at either end alone: cheap, \
+but it does not add up where the odds are curved along the path. harmless_share divides the change \
+on harmless prompts. A path of weights is not the path of training, and credit is of its kind: \
+grafts say what happens where a piece alone is swapped.
+
+How much refusals feel the weights that moved is asked of base, before any of it: F is the \
+diagonal of the empirical Fisher matrix of the harmful prompts there, the mean over prompts of the \
+squared gradient of ln P(any answer that refuses). critical is the alignment-critical share of the \
+change's energy, ‖P_F ΔW‖² / ‖ΔW‖² with P_F the projection on the tenth of a piece's weights with \
+the largest F (top eigenvectors of a diagonal matrix). chance is that tenth, what a change of the \
+same sizes in any order has on average, and chance_p how often such a one has as much: an order \
+by weights one by one, where those of one row or column go together, so that it is a hint and no \
+more. sensitivity = Σ F Δw² / (mean F · Σ Δw²) asks the same without a cut: 1 is chance, and more \
+means that weights which refusals hang on moved further than others. Both speak of the weight \
+matrices that changed at all, a tied one where it is first met. They say what moved, \
+not which way: a fine-tune that teaches refusing may be as critical as one that unlearns it.
+
+Intervals: 95 % bootstrap over prompts, families together.
+
+Sources: Sundararajan, Taly & Yan (2017), eq. 1, along the path of weights; Yi et al. (2025), \
+arXiv 2504.09757, for gradient × Δw; AlignGuard-LoRA, arXiv 2508.02079, for the split of ΔW by \
+base's Fisher matrix, which is read as a share of energy here.
+""".strip()
+
+    total: Estimate = value("nats")
+    """Mean change of the log-odds of refusing harmful prompts."""
+    unexplained: Estimate = value("nats")
+    """It minus the sum of the shares."""
+    residual: Estimate = value("of the change")
+    """That over it; NaN where there is none."""
+    critical_share: Estimate = value("of ΔW's energy")
+    """What all pieces have on their most critical tenth, together."""
+    critical_chance: Estimate = value("of ΔW's energy")
+    """The same by chance."""
+    sensitivity_of_all: Estimate = value("× chance")
+    """Sensitivity of all weights that changed."""
+
+    layer: np.ndarray = column()
+    """[row] `embed`, number of the block, or `head`."""
+    component: np.ndarray = column()
+    """[row] `all`, or which part of the layer."""
+    share: np.ndarray = column("nats")
+    """[row] part of the total."""
+    low: np.ndarray = column("nats")
+    """[row] lower end of its 95 % interval."""
+    high: np.ndarray = column("nats")
+    """[row] upper end of it."""
+    at_base: np.ndarray = column("nats")
+    """[row] gradient × Δw at base."""
+    at_aligned: np.ndarray = column("nats")
+    """[row] gradient × Δw at aligned."""
+    harmless_share: np.ndarray = column("nats")
+    """[row] part of the change on harmless prompts."""
+    energy: np.ndarray = column("of ΔW's energy")
+    """[row] ‖ΔW‖² of the piece, over that of all."""
+    critical: np.ndarray = column("of the piece's energy")
+    """[row] on its tenth that refusals feel most; NaN where nothing changed."""
+    chance: np.ndarray = column("of the piece's energy")
+    """[row] the same by chance."""
+    chance_p: np.ndarray = column()
+    """[row] chance of as much."""
+    sensitivity: np.ndarray = column("× chance")
+    """[row] Σ F Δw² / (mean F · Σ Δw²)."""
+    sensitivity_low: np.ndarray = column("× chance")
+    """[row] lower end of its 95 % interval."""
+    sensitivity_high: np.ndarray = column("× chance")
+    """[row] upper end of it."""
+
+    nodes: int = fact("nodes")
+    """Gauss nodes of the integral."""
+    prompts: int = fact("prompts")
+    """How many harmful prompts there are."""
+
+    near_zero: ClassVar[tuple[str, ...]] = (
+        *("total", "unexplained", "share", "at_base", "at_aligned", "harmless_share"),
+    )
+
+    def summary(self) -> str:
+        """The largest share, what is unexplained, and whether critical weights moved."""
+        if np.isnan(self.total.value):
+            return "No harmful prompt was read."
+        if not self.share.any():
+            return "No weight changed the odds of refusing."
+        most = int(np.argmax(self.share * np.sign(self.total.value)))
+        piece = Piece(self.layer[most], self.component[most]).words
+        share = Estimate(self.share[most], self.low[most], self.high[most])
+        said = (
+            f"Of a change of {self.total} nats in the odds of refusing, the weights of {piece} "
+            f"carry {share}; {self.nodes} nodes leave {shown(self.unexplained.value, 2)} nats "
+            "unexplained."
+        )
+        if np.isnan(self.critical_share.value):
+            return said
+        return (
+            f"{said} The tenth of the weights that refusals feel most has "
+            f"{self.critical_share.value:.0%} of the change's energy."
+        )
+
+    def figure(self):
+        """Shares by weights, and how critical those that moved were."""
+        if not self.rows():
+            return None
+        names = called(self.layer, self.component)
+        figure, panels = figures.panels(2, columns=1)
+        figures.bars(
+            names,
+            self.share,
+            self.low,
+            self.high,
+            second={"gradient × Δw at base": self.at_base, "at aligned": self.at_aligned},
+            label="share",
+            xlabel="weights",
+            ylabel="adds to refusing [nats]",
+            floor=self.floor.get("share"),
+            on=panels[0],
+        )
+        figures.bars(
+            names,
+            self.critical,
+            second={"by chance": self.chance},
+            label="critical share",
+            xlabel="weights",
+            ylabel="of the piece's energy",
+            on=panels[1],
+        )
+        return figure
+
+
+class Squares:
+    """Sums of squared gradients, one number for each weight that is looked at."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def update(self, squares: Mapping[str, Tensor]) -> Self:
+        """Add squares, in float32, by name of parameter."""
+        for name, some in squares.items():
+            here = self.sums.get(name)
+            self.sums[name] = some.clone() if here is None else here.to(some.device).add_(some)
+        return self
+
+    def merge(self, other: "Squares") -> Self:
+        """Add another part's sums; `other` is left as it is."""
+        return self.update(other.sums)
+
+    def empty(self) -> "Squares":
+        """Sums of nothing."""
+        return Squares()
+
+    def state(self) -> State:
+        """The sum of every parameter, by its name."""
+        return {name: some.cpu().numpy().copy() for name, some in self.sums.items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take up what `state` gave."""
+        self.sums = {name: torch.from_numpy(np.array(some)) for name, some in state.items()}
+        return self
+
+
+class SafetyWeights(Metric[SafetyWeightsResult]):
+    """Which weights the change of the odds of refusing comes from, and which refusals feel.
+
+    One gradient of the model is held at a time, and one sum of squares, by the weights that
+    changed; where they would take more than half of the memory that is left, shares are told alone.
+
+    Args:
+        reading: The pack of choices as it is read; `measure` is shown its pack.
+        by: How finely the weights are divided: `layer` or `component`.
+        nodes: How many Gauss nodes; None takes as many as completeness asks for, up to 32.
+        harmful: Topics of the prompts that are to be refused; all others are harmless.
+        seed: Of the bootstrap.
+        level: Share of bootstrap draws that an interval holds.
+    """
+
+    wants = Wants(causal=True, same_tokens=True, graph=True, together=True)
+
+    def __init__(
+        self,
+        reading: Choices,
+        by: Literal["layer", "component"] = "component",
+        nodes: int | None = None,
+        harmful: Collection[str] = HARMFUL,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> None:
+        self.reading, self.harmful, self.seed, self.level = reading, harmful, seed, level
+        self.by, self.nodes, self.rule = by, nodes, nodes or NODES
+        self.odds, self.refusing = (reading.scored.index(z) for z in ("log_odds", "log_right"))
+        self.read = reading.columns.index("log_odds")
+        self.sums, self.felt, self.squares = PerDocument(0), PerDocument(0), Squares()
+
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether a prompt of the pack is to be refused."""
+        return bool(is_harmful(encoder.pack, self.harmful).any())
+
+    def begin(self, pair: ModelPair, encoder: Encoder) -> None:
+        """Make room for the pieces.
+
+        Raises:
+            DriftlensError: The models' weights cannot be matched.
+        """
+        super().begin(pair, encoder)
+        self.pieces = pair.hybrid.pieces(self.by)
+        self.rule = self.nodes or NODES
+        self.bad = is_harmful(encoder.pack, self.harmful)
+        self.moved = self._moved()
+        device, numbers = plain(pair.base).device, sum(z.base.numel() for z in self.moved.values())
+        self.room = 8 * numbers <= available(device) // 2
+        self._take()
+        self.felt, self.squares = PerDocument(2 * len(self.pieces)), Squares()
+
+    def _take(self) -> None:
+        # The odds of both models; by piece, its share, and its slopes at both ends; and the nodes.
+        self.sums = PerDocument(2 + 3 * len(self.pieces) + 1)
+
+    def _moved(self) -> dict[str, Change]:
+        """By name in base's net, the weights that changed."""
+        named = {p.data_ptr(): name for name, p in plain(self.pair.base).net.named_parameters()}
+        found = {}
+        for change in self.pair.hybrid.changes():
+            if not torch.equal(change.base, change.aligned.to(change.base)):
+                found[named[change.base.data_ptr()]] = change
+        return found
+
+    def update(self, frame: Frame) -> None:
+        """Take in one frame."""
+        documents, values = seen(self.reading, frame)
+        batch, rows = frame.base.batch, torch.as_tensor(frame.row_of_scored)
+
+        def score(number: int) -> Score:
+            return lambda logits, some: self.reading.scores(
+                logits, batch.targets[some].to(logits.device), documents[some], 0
+            )[number]
+
+        def slopes(alpha: float) -> Tensor:
+            acts = self.pair.hybrid.slopes(batch, alpha, score=score(self.odds)).acts
+            here = Acts(batch.ids.shape, {path: act.cpu() for path, act in acts.items()}, {})
+            return torch.stack([here.of(piece).sum(1)[rows] for piece in self.pieces], 1)
+
+        if not len(documents):
+            return
+        places, weights = gauss(self.rule)
+        along = [w * slopes(a) for a, w in zip(places.tolist(), weights.tolist(), strict=True)]
+        parts = [torch.stack(along).sum(0), slopes(0.0), slopes(1.0)]
+        odds = torch.from_numpy(values[:, :, self.read])
+        rule = torch.full((len(documents), 1), float(self.rule), dtype=torch.float64)
+        self.sums.update(documents, torch.cat([odds, *parts, rule], 1))
+        if self.room and self.rule == (self.nodes or NODES):
+            self._feel(batch, documents, score(self.refusing))
+
+    def _feel(self, batch: Batch, documents: np.ndarray, score: Score) -> None:
+        """How much the harmful prompts feel each weight that changed."""
+        where = {(p.layer, p.component): n for n, p in enumerate(self.pieces)}
+        bad: np.ndarray = np.flatnonzero(self.bad[documents] & bool(self.moved))
+        rows = batch.target[0].cpu().numpy()[bad].tolist()
+        model, own = plain(self.pair.base), dict(plain(self.pair.base).net.named_parameters())
+        each = by_row(model, {name: own[name] for name in self.moved}, batch, rows, score)
+        for place, gradients in zip(bad, each, strict=True):
+            squares = {name: g.float().square() for name, g in gradients.items()}
+            found = np.zeros((2, len(self.pieces)))
+            for name, square in squares.items():
+                change = self.moved[name]
+                piece = where[change.layer, "all" if self.by == "layer" else change.component]
+                weighed = square * _difference(change).square()
+                found[0, piece] += float(weighed.sum(dtype=torch.float64))
+                found[1, piece] += float(square.sum(dtype=torch.float64))
+            self.squares.update(squares)
+            self.felt.update([documents[place]], found.reshape(1, -1))
+
+    def again(self) -> bool:
+        """More nodes, until the shares add up."""
+        total, parts = self._division()
+        left = abs(safety.unexplained(parts, total))
+        if self.nodes or 2 * self.rule > LIMIT or not left > TOLERANCE:
+            return False
+        self.rule *= 2
+        self._take()
+        return True
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take up what `state` gave, of the pass that it was taken in."""
+        super().restore(state)
+        if len(self.sums.sums):
+            self.rule = int(self.sums.sums[0, -1])
+        return self
+
+    def _of_harmful(self) -> np.ndarray:
+        return self.bad[self.sums.documents]
+
+    def _division(self) -> tuple[float, np.ndarray]:
+        """The mean change on harmful prompts, and [piece] its parts."""
+        sums = self.sums.sums[self._of_harmful()]
+        with np.errstate(invalid="ignore"):
+            means = sums.sum(0) / len(sums)
+        return float(means[1] - means[0]), means[2 : 2 + len(self.pieces)]
+
+    def compute(self) -> SafetyWeightsResult:
+        """The result of all that was seen so far."""
+        harmful, count = self._of_harmful(), len(self.pieces)
+        sums, documents = self.sums.sums[harmful], self.sums.documents[harmful]
+        parts = np.concatenate([sums[:, 1:2] - sums[:, :1], sums[:, 2 : 2 + 3 * count]], 1)
+        found = self.intervals(parts, np.ones(len(parts)), documents)
+        share, at_base, at_aligned = found.estimate[1:].reshape(3, count)
+        with np.errstate(invalid="ignore"):
+            others = self.sums.sums[~harmful][:, 2 : 2 + count]
+            harmless = others.sum(0) / len(others)
+        total = tuple(float(z[0]) for z in found)
+        left = safety.unexplained(share, total[0])
+        return SafetyWeightsResult.of(
+            total=total,
+            unexplained=total[0] - float(share.sum()),
+            residual=left,
+            layer=[piece.layer for piece in self.pieces],
+            component=[piece.component for piece in self.pieces],
+            share=share,
+            low=found.low[1 : 1 + count],
+            high=found.high[1 : 1 + count],
+            at_base=at_base,
+            at_aligned=at_aligned,
+            harmless_share=harmless,
+            **self._criticality(),
+            nodes=self.rule,
+            prompts=len(sums),
+            notes=tuple(self._notes(left)),
+        )
+
+    def _criticality(self) -> dict[str, Any]:
+        """How much refusals feel the weights that changed."""
+        tops, energies, counts = [], [], []
+        for piece in self.pieces:
+            names = [
+                name
+                for name, change in self.moved.items()
+                if change.layer == piece.layer
+                and (self.by == "layer" or change.component == piece.component)
+            ]
+            change = _flat([_difference(self.moved[name]) for name in names])
+            known = all(name in self.squares.sums for name in names)
+            fisher = [self.squares.sums[name] for name in names] if known else []
+            felt = _flat(fisher) if fisher else np.zeros_like(change)
+            tops.append(safety.top_share(felt, change, TOP) if len(change) else _NO_SHARE)
+            energies.append(float(np.square(change).sum()))
+            counts.append(len(change))
+        energy, count = np.array(energies), np.array(counts)
+        critical, chance = (np.array([getattr(z, n) for z in tops]) for n in ("share", "chance"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_all = energy / energy.sum()
+            known = np.isfinite(critical)
+            weights = np.where(known, energy, 0) / energy[known].sum()
+            means = [float(np.where(known, weights * z, 0).sum()) for z in (critical, chance)]
+        if not known.any():
+            means = [np.nan, np.nan]
+        every = self._sensitivity(energy, count)
+        return {
+            "energy": of_all,
+            "critical": critical,
+            "chance": chance,
+            "chance_p": [z.p_value for z in tops],
+            "critical_share": means[0],
+            "critical_chance": means[1],
+            "sensitivity_of_all": tuple(float(z[-1]) for z in every),
+            "sensitivity": every[0][:-1],
+            "sensitivity_low": every[1][:-1],
+            "sensitivity_high": every[2][:-1],
+        }
+
+    def _sensitivity(self, energy: np.ndarray, count: np.ndarray) -> Interval:
+        """[piece, and all together] with its interval over prompts."""
+        felt, fisher = np.moveaxis(self.felt.sums.reshape(-1, 2, len(self.pieces)), 1, 0)
+        felt, fisher = (np.column_stack([z, z.sum(1)]) for z in (felt, fisher))
+        energy, count = np.append(energy, energy.sum()), np.append(count, count.sum())
+        # By document, so that its ratio of sums over any draw of them is the draw's sensitivity.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts = felt * count / energy
+        return self.intervals(parts, fisher, self.felt.documents)
+
+    def _notes(self, left: float) -> Iterator[str]:
+        if abs(left) > TOLERANCE:
+            yield (
+                f"The shares leave {left:.1%} of the change unexplained at {self.rule} nodes: the "
+                "odds are much curved along the path, or the models round otherwise than it."
+            )
+        if not self.room:
+            yield (
+                "There is no memory for a gradient of the model and the sum of its squares: which "
+                "weights refusals feel is left out."
+            )
+
+
+_NO_SHARE = safety.Share(np.nan, np.nan, np.nan, np.nan)
+
+
+def _difference(change: Change) -> Tensor:
+    """What aligned has of a weight less what base has, in float32."""
+    # What an adapter makes of a weight hangs on the adapter's own.
+    return change.aligned.detach().float() - change.base.float()
+
+
+def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
+    """[weight] all numbers of some tensors."""
+    parts = [tensor.detach().cpu().double().numpy().ravel() for tensor in tensors]
+    return np.concatenate(parts) if parts else np.empty(0)

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import gold
 
-from .hooks import HookedModel
+from .hooks import HookedModel, Score
 from .model import rows_of
 from .pieces import Owner
 from .survey import Heard, hooked, outcome, survey, tensors
@@ -284,7 +284,7 @@ def gradient(
     model: HookedModel,
     trained: Mapping[str, Tensor],
     batch: Batch,
-    score: Callable[[Tensor, slice], Tensor],
+    score: Score,
 ) -> dict[str, Tensor]:
     """The gradient of a sum over scored tokens, whole: a number for every weight that is named.
 
@@ -334,6 +334,31 @@ def _predictors(model: HookedModel, batch: Batch) -> Tensor:
     with model._tap(batch, {model._end}, {}) as seen:
         model.body(**model._inputs(batch))
     return model._predictors(batch, seen[model._end], {})
+
+
+def by_row(
+    model: HookedModel,
+    trained: Mapping[str, Tensor],
+    batch: Batch,
+    rows: Sequence[int],
+    score: Score,
+) -> Iterator[dict[str, Tensor]]:
+    """The gradient of each of some rows by itself; one of them is held at a time.
+
+    Args:
+        model: A causal model.
+        trained: Its parameters, as for `gradient`.
+        batch: What to read.
+        rows: Which rows of it, each with something scored.
+        score: What is made of logits of some of the batch's scored tokens.
+    """
+    for number in rows:
+        first = int(torch.nonzero(batch.target[0] == number)[0])
+
+        def of_row(logits: Tensor, some: slice, first: int = first) -> Tensor:
+            return score(logits, slice(first + some.start, first + some.start + len(logits)))
+
+        yield gradient(model, trained, batch.row(number), of_row)
 
 
 def products(

@@ -21,6 +21,9 @@ from .tokens import Batch
 Listener = Callable[[nn.Module, tuple, dict, Any], Any]
 """Is told what a module was given and gave, and says what it is to give instead."""
 
+Score = Callable[[Tensor, slice], Tensor]
+"""Makes a number of each of some scored tokens' logits: [some, vocab], and which of them all."""
+
 
 class HookedModel:
     """A `transformers` language model, looked into by hooks and left as it was found.
@@ -237,6 +240,7 @@ class HookedModel:
         batch: Batch,
         listeners: Callable[[slice | None], Mapping[str, "Listener"]],
         cuts: Sequence[slice] | None = None,
+        score: Score | None = None,
     ) -> Tensor:
         """[scored token] log-likelihoods in nats, after their gradient went back through the net.
 
@@ -247,6 +251,7 @@ class HookedModel:
             listeners: Those of modules by path: of the blocks' pass over all tokens (None), and
                 of the readout of some scored tokens (a slice of them).
             cuts: Which scored tokens are read out together; None is as many as have room.
+            score: What is made of logits in place of log-likelihoods.
         """
         batch = batch.to(self.device)
         likelihoods: list[Tensor] = []
@@ -260,7 +265,8 @@ class HookedModel:
             for some in cuts or [slice(start, start + rows) for start in starts]:
                 stream = predictors[some].detach().requires_grad_()
                 with self.listening(listeners(some)):
-                    likelihood = gold(self.readout(stream), batch.targets[some])
+                    logits = self.readout(stream)
+                    likelihood = score(logits, some) if score else gold(logits, batch.targets[some])
                 upstream += torch.autograd.grad(likelihood.sum(), [stream])
                 likelihoods.append(likelihood.detach())
             if len(predictors):

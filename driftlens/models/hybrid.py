@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from driftlens.errors import DriftlensError
 
 from .heads import with_heads
-from .hooks import HookedModel
+from .hooks import HookedModel, Score
 from .memory import available
 from .model import Wants, likelihoods
 from .pieces import DIVISIONS, By, Owner, Piece, pieces
@@ -196,7 +196,9 @@ class Hybrid(ABC):
                 trace = self.model.trace(batch)
                 return likelihoods(self.model, trace.predictors, trace.batch.targets)
 
-    def slopes(self, batch: Batch, alpha: float, heads: bool = False) -> Slopes:
+    def slopes(
+        self, batch: Batch, alpha: float, heads: bool = False, score: Score | None = None
+    ) -> Slopes:
         """The derivative of the scored log-likelihood along the straight path of weights.
 
         For a linear map the derivative by its weights, as they are used at position t, is
@@ -208,6 +210,7 @@ class Hybrid(ABC):
             batch: What to read.
             alpha: Where to stand on the path; 0 is base and 1 is aligned.
             heads: Whether to divide what attention does among its heads too.
+            score: What is made of logits in place of log-likelihoods.
 
         Raises:
             DriftlensError: The models fill in masked tokens.
@@ -234,7 +237,7 @@ class Hybrid(ABC):
                     for path, way in ways.items()
                 }
 
-            likelihood = self.model.pull(batch, listeners)
+            likelihood = self.model.pull(batch, listeners, score=score)
         return Slopes(likelihood, acts, {path: each.acts for path, each in mine.items()})
 
     @abstractmethod

@@ -70,12 +70,12 @@ class Batch:
         return Batch(ids, mask, closing, target, self.owner)
 
     def row(self, number: int) -> "Batch":
-        """One row of a right-padded batch alone, without its padding."""
-        width = int(self.mask[number].sum())
-        closing, target = ((r[r == number] * 0, t[r == number]) for r, t in self._places)
+        """One row alone, without its padding."""
+        first, width = int(self.mask[number].long().argmax()), int(self.mask[number].sum())
+        closing, target = ((r[r == number] * 0, t[r == number] - first) for r, t in self._places)
         owner = self.owner[self.target[0] == number]
-        one = slice(number, number + 1)
-        return Batch(self.ids[one, :width], self.mask[one, :width], closing, target, owner)
+        here = slice(number, number + 1), slice(first, first + width)
+        return Batch(self.ids[here], self.mask[here], closing, target, owner)
 
     def repeated(self, times: int) -> "Batch":
         """All rows, and then all of them again, so many times."""
