@@ -22,6 +22,7 @@ from .diagnostics import (
     Retention,
     SafetyDirections,
     SafetyForgetting,
+    SafetyWeights,
     SelectiveForgetting,
     ShiftedTokens,
     SymptomLayers,
@@ -105,6 +106,11 @@ OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: 
     ChoiceCalibration(reading, o.seed),
 )
 """The same of packs of choices, which are read at the first tokens of their answers."""
+
+WEIGHTS_OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: (  # noqa: E731
+    SafetyWeights(reading, seed=o.seed),
+)
+"""What is taken of choices besides, where the weights of both models can be matched."""
 
 KEPT = 80
 """Examples of each pack that is to be kept, at most, where a report steers."""
@@ -235,12 +241,16 @@ def floors_of(
 
 
 def _choosing(
-    pair: ModelPair, pack: Pack, options: Options, checks: Sequence[Check]
+    pair: ModelPair,
+    pack: Pack,
+    options: Options,
+    checks: Sequence[Check],
+    of: Callable[[Options, Choices], Sequence[Metric]] | None = None,
 ) -> tuple[Pack, Encoder, list[Metric]]:
     """What is shown of a pack of choices, and what is asked of that."""
     reading = choices(pack, pair)
     encoder = pair.encoder(reading.pack, options.length)
-    metrics = applicable(pair, encoder, options, checks, OF_CHOICES(options, reading))
+    metrics = applicable(pair, encoder, options, checks, (of or OF_CHOICES)(options, reading))
     return reading.pack, encoder, metrics
 
 
@@ -256,7 +266,11 @@ def _chosen(
     floors = floors_of(pair, pack, options, checks)
     shown, _, metrics = _choosing(pair, pack, options, checks)
     results = _measured(pair, shown, metrics, options, checkpoint, progress)
-    return [*_with_floors(results, floors), floors.result(pack, results)]
+    found = [*_with_floors(results, floors)]
+    if divisible(checks):
+        _, _, more = _choosing(pair, pack, options, checks, WEIGHTS_OF_CHOICES)
+        found += _measured(pair, shown, more, options, None, progress) if more else []
+    return [*found, floors.result(pack, results)]
 
 
 def _attributed(

@@ -11,6 +11,7 @@ from scipy.stats import beta, binomtest
 from sklearn.metrics import roc_auc_score
 
 import nets
+from driftlens import doctor, suite
 from driftlens.diagnostics import SafetyDirections, SafetyForgetting, SafetyWeights
 from driftlens.diagnostics import safety as diagnostic
 from driftlens.errors import DriftlensError
@@ -21,7 +22,7 @@ from driftlens.models.gradients import by_row
 from driftlens.models.hooks import HookedModel
 from driftlens.models.pieces import called
 from driftlens.packs import Example, Pack
-from driftlens.results import load, same, save
+from driftlens.results import Check, load, same, save
 from driftlens.sweeps import choices
 
 WHO = ("Mira", "The baker", "A sailor", "Nobody at all", "The oldest teacher of Belmark")
@@ -291,6 +292,7 @@ def test_answers_that_the_models_hardly_ever_give_are_noted():
     metric.sums.update([0, 1], [[1.0, 0.002, 1.0, 0.5], [0.0, 0.004, 1.0, 0.5]])
     assert "base 0.30%" in metric.compute().notes[0]
     assert "aligned" not in metric.compute().notes[0]
+    assert metric.compute().headline() == ""
 
 
 def test_odds_of_nothing_are_half_a_refusal_and_no_flip():
@@ -369,6 +371,18 @@ def test_of_one_family_there_is_no_direction():
     assert "too few" in result.summary()
 
 
+def kinds_of(pair, checks=()):
+    return [r.kind for r in suite.examine(pair, [asked(who=WHO[:2])], checks=checks)]
+
+
+def test_a_report_tells_of_weights_where_they_can_be_matched():
+    told = kinds_of(random_pair())
+    assert told[:3] == ["safety_forgetting", "safety_topics", "safety_directions"]
+    assert "safety_weights" in told
+    gate = Check(doctor.WEIGHTS, "warn", "others")
+    assert set(kinds_of(random_pair(), [gate])) == set(told) - {"safety_weights"}
+
+
 @pytest.mark.slow
 def test_the_demo_learns_to_refuse_what_is_unkind_and_forgets_it_the_other_way_round():
     pair = ModelPair.load("demo:sft", "demo:aligned")
@@ -382,6 +396,10 @@ def test_the_demo_learns_to_refuse_what_is_unkind_and_forgets_it_the_other_way_r
     assert "rose" in learnt.headline()
     assert forgotten.harmful_change.high < -1
     assert "fell" in forgotten.headline()
+    result = weights(pair, pack)
+    assert result.total.value == pytest.approx(learnt.harmful_change.value, abs=1e-6)
+    assert abs(result.residual.value) < 0.01
+    assert result.sensitivity_of_all.low > 1
 
 
 # The weights
@@ -572,12 +590,14 @@ def test_an_adapter_is_told_as_the_model_that_it_makes():
 
 
 def test_nodes_are_added_until_the_shares_add_up(monkeypatch):
-    assert weights(random_pair()).nodes in (4, 8)
+    monkeypatch.setattr(diagnostic, "TOLERANCE", np.inf)
+    assert weights(random_pair()).nodes == 4
     monkeypatch.setattr(diagnostic, "TOLERANCE", -1.0)
+    monkeypatch.setattr(diagnostic, "LIMIT", 8)
     result = weights(random_pair())
-    assert result.nodes == 32
-    assert "unexplained at 32 nodes" in result.notes[0]
-    fixed = weights(random_pair(), nodes=32)
+    assert result.nodes == 8
+    assert "unexplained at 8 nodes" in result.notes[0]
+    fixed = weights(random_pair(), nodes=8)
     np.testing.assert_allclose(result.share, fixed.share, atol=1e-12)
     # What is felt is taken in the first showing alone.
     np.testing.assert_allclose(result.sensitivity, fixed.sensitivity)

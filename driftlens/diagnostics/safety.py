@@ -154,8 +154,10 @@ section 2.2, for the log-odds of first tokens; McNemar (1947) for the flips.
 
     def headline(self) -> str:
         """That refusals were forgotten or learnt, where their odds say so."""
-        change = self.harmful_change
-        if not (self.above_floor("harmful_change") and change.low * change.high > 0):
+        change, masses = self.harmful_change, (self.base_mass.value, self.aligned_mass.value)
+        told = self.above_floor("harmful_change") and change.low * change.high > 0
+        # Odds among what is hardly ever said are nothing to open a page with.
+        if not told or min(masses) < LITTLE:
             return ""
         which = "fell" if change.value < 0 else "rose"
         return (
@@ -471,7 +473,7 @@ for the cosine of states at the last token as a measure of what fine-tuning undi
     base_norm: np.ndarray = column("of a state's length")
     """[row] length of base's direction, as found."""
     separation: np.ndarray = column("standard deviations")
-    """[row] how far base's classes lie apart, by their spread along the direction."""
+    """[row] how far base's classes lie apart, without noise, by their spread along it."""
     drift_harmful: np.ndarray = column("of base's direction")
     """[row] mean move of the harmful prompts' states along it."""
     drift_harmless: np.ndarray = column("of base's direction")
@@ -620,7 +622,7 @@ class SafetyDirections(Metric[SafetyDirectionsResult]):
             rounds=ROUNDS,
             level=self.level,
         )
-        direction = mean_difference(*base)
+        direction, real = mean_difference(*base), max(0.0, 1 - both.noise[0])
         moves = [
             float((theirs - ours).mean(0) @ direction.unit) / direction.norm
             if direction.norm
@@ -635,7 +637,7 @@ class SafetyDirections(Metric[SafetyDirectionsResult]):
             "norm_ratio": both.true_norm_ratio.value,
             "kept": both.true_cosine.value * both.true_norm_ratio.value,
             "base_norm": direction.relative,
-            "separation": np.nan_to_num(direction.separation, nan=-np.inf),
+            "separation": np.nan_to_num(direction.separation * np.sqrt(real), posinf=0.0),
             "drift_harmful": moves[0],
             "drift_harmless": moves[1],
         }
