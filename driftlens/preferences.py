@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DriftlensError
-from .packs import ANSWERS, Example, Pack, checked, named, string, table, wrong
+from .packs import ANSWERS, Example, Pack, checked, named, number, share, string, table, wrong
 
 SPEAKERS = ("system", "developer", "user", "assistant", "tool")
 """The roles that a message can have."""
@@ -27,6 +27,9 @@ TURN = "\n\nAssistant:"
 
 ALIKE = 0.95
 """The share of common tokens from which two answers are near duplicates."""
+
+REWARDS = ("{}_reward", "reward_{}", "{}_score", "score_{}")
+"""Fields in which sets tell what the chosen and the rejected answer were rated with."""
 
 FAULTS: Mapping[str, tuple[str, bool]] = {
     "identical": ("The chosen answer is the rejected one.", False),
@@ -83,6 +86,15 @@ class Preference:
     record: Mapping[str, Any] = field(default_factory=dict)
     """The row as it was read."""
 
+    topic: str = ""
+    """A label by which results are broken down."""
+
+    rewards: tuple[float | None, float | None] = (None, None)
+    """What the chosen and the rejected answer were rated with, if they were."""
+
+    preferred_by: float | None = None
+    """The share of raters that prefer the chosen answer, if it is known."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -115,7 +127,10 @@ class Preferences:
         r"""Read a preference set in TRL's schema: JSONL or Parquet, gzipped or not; `-` is stdin.
 
         A row holds `prompt`, `chosen` and `rejected`, all strings or all lists of messages with
-        `role` and `content`. Other fields are kept in `record` and play no part.
+        `role` and `content`. It may hold a `topic`; what the answers were rated with, as
+        `chosen_reward` and `rejected_reward` (or `…_score`, or either with the words exchanged);
+        and as `preferred_by` the share of raters that prefer the chosen one. Other fields are kept
+        in `record` and play no part.
 
         Without a prompt, what both answers begin with is the prompt. Of messages these are the
         common leading ones; so they are if the prompt is a string and the answers are whole
@@ -176,10 +191,14 @@ class Preferences:
         found = [(pair, *reader.read(pair)) for pair in self.pairs]
         faults = tuple(fault for _, _, faults in found for fault in faults)
         examples = [
-            Example(text, (shown.start, len(text)), pair.number, role)
+            Example(
+                *(text, (shown.start, len(text)), pair.number, role, pair.topic),
+                reward=reward,
+                preferred_by=pair.preferred_by,
+            )
             for pair, shown, faults in found
             if all(fault.kept for fault in faults)
-            for role, text in zip(ANSWERS, shown.texts, strict=True)
+            for role, text, reward in zip(ANSWERS, shown.texts, pair.rewards, strict=True)
         ]
         if not examples:
             counts = Counter(fault.kind for fault in faults if not fault.kept)
@@ -195,7 +214,7 @@ class Preferences:
 # Reading a file
 
 
-def _preference(number: int, where: str, record: Mapping[str, Any]) -> Preference:
+def _preference(place: int, where: str, record: Mapping[str, Any]) -> Preference:
     if not set(ANSWERS) <= record.keys():
         raise DriftlensError(
             f"fields `chosen` and `rejected`, and perhaps `prompt`, on {where}",
@@ -217,11 +236,23 @@ def _preference(number: int, where: str, record: Mapping[str, Any]) -> Preferenc
             found="some of each",
             remedy="Write all of them in one form.",
         )
+    told = _rewards(where, record), share(where, record, "preferred_by")
+    # Other sets may mean something else by it.
+    topic = string(where, record, "topic") if isinstance(record.get("topic"), str) else ""
     if prompt is None:
-        return Preference(number, where, *_parted(chosen, rejected), record)
+        return Preference(place, where, *_parted(chosen, rejected), record, topic, *told)
     for name, answer in zip(ANSWERS, (chosen, rejected), strict=True):
         _check_answer(where, name, answer)
-    return Preference(number, where, prompt, chosen, rejected, record)
+    return Preference(place, where, prompt, chosen, rejected, record, topic, *told)
+
+
+def _rewards(where: str, record: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """What both answers were rated with, where both were."""
+    for words in REWARDS:
+        chosen, rejected = (number(where, record, words.format(name)) for name in ANSWERS)
+        if chosen is not None and rejected is not None:
+            return chosen, rejected
+    return None, None
 
 
 def _conversation(where: str, record: Mapping[str, Any], name: str) -> Conversation:

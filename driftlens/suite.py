@@ -19,6 +19,7 @@ from .diagnostics import (
     LayerForgetting,
     Lens,
     Polarity,
+    Ranking,
     Retention,
     SafetyDirections,
     SafetyForgetting,
@@ -87,7 +88,7 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         Directions(o.layers, seed=o.seed),
         ContrastiveMargin(o.layers, o.seed),
     ),
-    "preference": lambda o: (),
+    "preference": lambda o: (Ranking(o.seed),),
     "prompt": lambda o: (
         Homogenisation(Sampling(seed=o.seed)),
         Uncertainty(Sampling(seed=o.seed)),

@@ -34,6 +34,7 @@ from driftlens.diagnostics import (
     PreferenceFacts,
     PreferenceLosses,
     PublishedShift,
+    Ranking,
     Restoration,
     SafetyDirections,
     SafetyForgetting,
@@ -148,12 +149,13 @@ METRICS = {
         PreferenceFacts,
         PreferenceLosses,
         capability_conflict,
+        Ranking,
     ],
     "choice": [safety_forgetting, safety_directions, safety_weights],
     "prompt": [homogenisation, uncertainty, constraints],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
-COMPARING = [(make, kind) for make, kind in EVERY if kind != "preference"]
+COMPARING = [(make, kind) for make, kind in EVERY if kind != "preference" or make is Ranking]
 """Those that hold two models against each other."""
 LENGTH = 24
 """Shorter than most texts, so that the laws hold of documents read in windows too."""

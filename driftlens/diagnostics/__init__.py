@@ -46,6 +46,13 @@ from .polarity import (
     PolarityResult,
     PolarityTransferResult,
 )
+from .ranking import (
+    RankedPairsResult,
+    Ranking,
+    RankingCeilingResult,
+    RankingResult,
+    RewardTiltResult,
+)
 from .restoration import Restoration, RestorationResult
 from .retention import Retention, RetentionResult
 from .runs import RunsResult
@@ -144,10 +151,15 @@ __all__ = [
     "PreferenceLossesResult",
     "PublishedShift",
     "PublishedShiftResult",
+    "RankedPairsResult",
+    "Ranking",
+    "RankingCeilingResult",
+    "RankingResult",
     "Restoration",
     "RestorationResult",
     "Retention",
     "RetentionResult",
+    "RewardTiltResult",
     "RightAnswersResult",
     "RiskCoverageResult",
     "RunsResult",

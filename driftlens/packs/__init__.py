@@ -16,7 +16,7 @@ from .pack import (
     shipped,
 )
 from .prompt import RULES
-from .rows import named, string, table, wrong
+from .rows import named, number, share, string, table, wrong
 from .twins import Twins, between
 
 __all__ = [
@@ -45,6 +45,8 @@ __all__ = [
     "named",
     "names",
     "negated",
+    "number",
+    "share",
     "shipped",
     "string",
     "table",

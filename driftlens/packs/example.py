@@ -6,7 +6,7 @@ from typing import Any
 
 from driftlens.errors import DriftlensError
 
-from .rows import string, wrong
+from .rows import number, share, string, wrong
 
 ROLES = ("stereotype", "anti_stereotype", "unrelated")
 """What the sentences of a group in a stereotype pack can be to it."""
@@ -66,6 +66,12 @@ class Example:
     rules: tuple[tuple[str, Any], ...] = ()
     """In a pack of prompts, what an answer must satisfy, as name and setting: see `RULES`."""
 
+    reward: float | None = None
+    """In a pack of preferences, what the answer was rated with."""
+
+    preferred_by: float | None = None
+    """In a pack of preferences, the share of raters that prefer the chosen answer of the pair."""
+
 
 def example_of(where: str, record: Mapping[str, Any]) -> Example:
     """The example that a row with a `text` holds."""
@@ -77,7 +83,11 @@ def example_of(where: str, record: Mapping[str, Any]) -> Example:
     if isinstance(group, str) and not role and not topic:
         # A name given to texts that play no part in a group is what they have in common.
         topic, group = group, None
-    return Example(text, _scored(where, record.get("scored"), text), group, role, topic)
+    return Example(
+        *(text, _scored(where, record.get("scored"), text), group, role, topic),
+        reward=number(where, record, "reward"),
+        preferred_by=share(where, record, "preferred_by"),
+    )
 
 
 def _scored(where: str, span: Any, text: str) -> tuple[int, int] | None:

@@ -53,6 +53,8 @@ class Pack:
                 record += [example.choices, example.wanted]
             if example.rules:
                 record.append(example.rules)
+            if example.reward is not None or example.preferred_by is not None:
+                record += [example.reward, example.preferred_by]
             digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
@@ -83,6 +85,32 @@ class Pack:
             parts[family not in families].append(example)
         one, other = (Pack(self.name, self.kind, some, self.card) for some in parts)
         return one, other
+
+    def answered(self, answers: Mapping[int, str]) -> "Pack":
+        """Prompts with answers to them as texts of which the answer is scored.
+
+        Shown to both models, it says what either holds of what one of them answers.
+
+        Args:
+            answers: Texts by the number of the prompt; prompts without one are left out.
+
+        Raises:
+            DriftlensError: The pack holds no prompts, or no answer is a text.
+        """
+        said = {number: text for number, text in answers.items() if text.strip()}
+        if self.kind != "prompt" or not said:
+            raise DriftlensError(
+                "prompts, and a text that answers one of them",
+                found=f"{self.name} of kind {self.kind!r}, and {len(said)} answers",
+                remedy="Give a pack of kind 'prompt', and answers by the numbers of its prompts.",
+            )
+        examples = []
+        for number, text in sorted(said.items()):
+            asked = self.examples[number]
+            whole = asked.text + text
+            scored = (len(asked.text), len(whole))
+            examples.append(Example(whole, scored, asked.group, "", asked.topic))
+        return Pack(f"{self.name} answered", "text", examples, self.card)
 
     def limit(self, count: int | None) -> "Pack":
         """The pack's first `count` examples, with the rest of the last one's group.

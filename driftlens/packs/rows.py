@@ -10,6 +10,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,21 @@ def wrong(where: str, name: str, wanted: str, found: object) -> DriftlensError:
         found=kind.get(type(found)) or f"{found!r}",
         remedy="Mend that line.",
     )
+
+
+def number(where: str, record: Mapping[str, Any], name: str) -> float | None:
+    """A field that is a finite number; None if it is absent or null."""
+    found = record.get(name)
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not isfinite(found):
+        raise wrong(where, name, "a finite number", found)
+    return float(found)
+
+
+def share(where: str, record: Mapping[str, Any], name: str) -> float | None:
+    """A field that is a number between 0 and 1; None if it is absent or null."""
+    found = number(where, record, name)
+    if found is not None and not 0 <= found <= 1:
+        raise wrong(where, name, "a number between 0 and 1", found)
+    return found
