@@ -201,6 +201,10 @@ def test_every_number_is_that_of_log_probabilities_taken_by_hand(pack):
     assert result.both_fell.value == pytest.approx((rises < 0).all(1).mean())
     lost, won = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
     assert result.flipped == (lost, won)
+    wrong = max(1, (~right[0]).sum())
+    assert result.mended.value == pytest.approx(won / len(ROWS))
+    assert result.broken.value == pytest.approx(lost / len(ROWS))
+    assert result.mended_of_wrong.value == pytest.approx(won / wrong)
     if lost + won:
         oracle = binomtest(int(lost), int(lost + won)).pvalue
         assert result.flip_p.value == pytest.approx(oracle)

@@ -14,11 +14,13 @@ from scipy.special import rel_entr, softmax
 
 import nets
 from driftlens.diagnostics import PublishedShift, ShiftedTokens, TokenShift
+from driftlens.errors import DriftlensError
 from driftlens.formulas import divergence, shift
 from driftlens.metric import measure
 from driftlens.models import ModelPair
+from driftlens.models.generation import Sampling, answers
 from driftlens.models.hooks import HookedModel
-from driftlens.packs import Pack
+from driftlens.packs import Example, Pack
 
 
 def logits_of(*probabilities):
@@ -112,9 +114,9 @@ def changed(how):
     return ModelPair(HookedModel(base(), words, "base"), HookedModel(aligned, words, "aligned"))
 
 
-def boosted(by=3.0):
+def boosted(by=3.0, ids=BOOSTED):
     def boost(head):
-        head.bias[[*BOOSTED]] += by
+        head.bias[[*ids]] += by
 
     return changed(boost)
 
@@ -322,3 +324,48 @@ def test_figures_show_the_classes_the_divergence_and_the_new_choices():
     assert panel.get_ylabel() == "times newly chosen"
     assert [bar.get_height() for bar in panel.patches] == list(tokens.newly_chosen_times)
     assert found.headline() == f"{found.shifted_share.value:.1%} of its first choices are shifted"
+
+
+# Of what aligned answers itself
+
+
+PROMPTS = ("Mira sells", "The clock of Tolmar", "Seven boats")
+
+
+def prompts():
+    return Pack("asked", "prompt", [Example(p, topic="t") for p in PROMPTS])
+
+
+def test_answered_prompts_are_texts_of_which_the_answer_is_scored():
+    found = prompts().answered({2: " sank.", 0: " bread.", 1: "  "})
+    assert (found.name, found.kind) == ("asked answered", "text")
+    assert [e.text for e in found.examples] == ["Mira sells bread.", "Seven boats sank."]
+    assert [e.text[slice(*e.scored)] for e in found.examples] == [" bread.", " sank."]
+    assert {e.topic for e in found.examples} == {"t"}
+
+
+@pytest.mark.parametrize("answers", [{}, {0: " "}])
+def test_prompts_without_an_answer_are_no_texts(answers):
+    with pytest.raises(DriftlensError, match="a text that answers one of them"):
+        prompts().answered(answers)
+
+
+def test_only_prompts_are_answered():
+    with pytest.raises(DriftlensError, match="texts of kind 'text'"):
+        nets.pack(PROMPTS).answered({0: "yes"})
+
+
+def test_what_aligned_answers_greedily_is_what_it_holds_likeliest():
+    # Letters that no text has are never joined, so that answers are cut as they were said.
+    pair = boosted(20.0, nets.tokenizer().convert_tokens_to_ids([*"QZXJ"]))
+    sampling = Sampling(samples=0, tokens=6)
+    said = {a.prompt: a.text for a in answers(pair.aligned, PROMPTS, sampling)}
+    pack = prompts().answered(said)
+    found, tokens = shown(pair, [TokenShift(), ShiftedTokens()], pack)
+    assert found.scored == 6 * len(PROMPTS)
+    assert tokens.changed > 9
+    # The text is what aligned says, so that the rank is that of the token in the text.
+    assert list(tokens.aligned_says) == list(tokens.in_text)
+    frame = next(pair.frames(pack))
+    ranks = frame.comparison.base_rank.numpy()
+    assert found.shifted_share.value == pytest.approx((ranks > 2).mean())

@@ -43,7 +43,7 @@ or if so by means over their tokens (accuracy_by_mean); a tie is wrong. Of right
 of thought the latter is the assessment accuracy. Base is the reference: the implicit reward of an \
 answer is β (log π_a − log π_b), reward_accuracy the share of pairs whose chosen answer has more \
 of it, reward_margin its mean lead. An aligned model may have learnt its rewards and yet rank no \
-pair otherwise: mended is the share of the pairs that base ranks wrong and aligned right, broken \
+pair otherwise: mended is the share of pairs that base ranks wrong and aligned right, broken \
 the other way round, flip_p McNemar's exact test of their being as many. ceiling is the share that \
 a model at the optimum of DPO from this base would rank right, \
 log π_b(y_w) − log π_b(y_l) + log(α/(1 − α))/β > 0, α the share of raters, or .999 where it is not \
@@ -85,6 +85,8 @@ Aligning Large Language Models with RLHF" (collapse).
     """Share of all pairs that base ranks wrong and aligned right, by sums."""
     broken: Estimate = value("of pairs")
     """Share of all pairs that base ranks right and aligned wrong."""
+    mended_of_wrong: Estimate = value("of wrong pairs")
+    """Share, of the pairs that base ranks wrong, that aligned ranks right."""
     flip_p: Estimate = value("p")
     """Chance of so uneven flips, were either way as likely."""
     chosen_rise: Estimate = value("nats/answer")
@@ -570,6 +572,7 @@ class _Pairs:
             ceiling=self.mean(self._at_best(self.beta)),
             mended=self.mean(aligned & ~base),
             broken=self.mean(base & ~aligned),
+            mended_of_wrong=self.mean(aligned & ~base, (~base).astype(float)),
             flip_p=float(flips.mcnemar(counted.right_to_wrong, counted.wrong_to_right)),
             flipped=(counted.right_to_wrong, counted.wrong_to_right),
             chosen_rise=self.mean(self.rises[0]),

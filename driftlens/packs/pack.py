@@ -89,7 +89,8 @@ class Pack:
     def answered(self, answers: Mapping[int, str]) -> "Pack":
         """Prompts with answers to them as texts of which the answer is scored.
 
-        Shown to both models, it says what either holds of what one of them answers.
+        Shown to both models, it says what either holds of what one of them answers. As in the
+        published protocol the answers are cut into tokens anew.
 
         Args:
             answers: Texts by the number of the prompt; prompts without one are left out.
