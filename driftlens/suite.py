@@ -19,6 +19,7 @@ from .diagnostics import (
     LayerForgetting,
     Lens,
     Polarity,
+    PreferenceCollapse,
     Ranking,
     Retention,
     SafetyDirections,
@@ -105,6 +106,7 @@ OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, reading: 
     SafetyForgetting(reading, seed=o.seed),
     SafetyDirections(reading, o.layers, seed=o.seed),
     ChoiceCalibration(reading, o.seed),
+    PreferenceCollapse(reading, seed=o.seed),
 )
 """The same of packs of choices, which are read at the first tokens of their answers."""
 

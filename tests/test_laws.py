@@ -31,6 +31,7 @@ from driftlens.diagnostics import (
     Lens,
     Polarity,
     PositionMap,
+    PreferenceCollapse,
     PreferenceFacts,
     PreferenceLosses,
     PublishedShift,
@@ -85,6 +86,10 @@ def safety_weights():
 
 def safety_directions():
     return SafetyDirections(reading(), {0, 2})
+
+
+def preference_collapse():
+    return PreferenceCollapse(reading(), 0.7)
 
 
 def homogenisation():
@@ -151,7 +156,7 @@ METRICS = {
         capability_conflict,
         Ranking,
     ],
-    "choice": [safety_forgetting, safety_directions, safety_weights],
+    "choice": [safety_forgetting, safety_directions, safety_weights, preference_collapse],
     "prompt": [homogenisation, uncertainty, constraints],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]

@@ -2,6 +2,7 @@
 
 from .calibration import Calibration, CalibrationResult, ChoiceCalibration
 from .capability import CapabilityResult, capability
+from .collapse import PreferenceCollapse, PreferenceCollapseResult
 from .conflict import CapabilityConflict, CapabilityConflictResult
 from .constraints import Constraints, ConstraintsResult, FormatsResult
 from .contrastive import ContrastiveMargin, ContrastiveMarginResult
@@ -145,6 +146,8 @@ __all__ = [
     "PolarityTransferResult",
     "PositionMap",
     "PositionMapResult",
+    "PreferenceCollapse",
+    "PreferenceCollapseResult",
     "PreferenceFacts",
     "PreferenceFactsResult",
     "PreferenceLosses",
