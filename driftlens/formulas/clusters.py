@@ -76,10 +76,10 @@ def spelling(texts: Sequence[str]) -> np.ndarray:
     Texts that are spelt alike have a high cosine, whatever the order of their words; nothing but
     these texts has a say.
     """
-    counts = [
-        Counter(run for word in words_of(text) or [text] for run in ngrams(f" {word} ", 3))
-        for text in texts
-    ]
+    counts = []
+    for text in texts:
+        padded = [f" {word} " for word in words_of(text) or [text]]
+        counts.append(Counter(word[at : at + 3] for word in padded for at in range(len(word) - 2)))
     place: dict[Hashable, int] = {}
     for found in counts:
         for run in found:

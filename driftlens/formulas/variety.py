@@ -72,7 +72,11 @@ def bleu(answer: Sequence[Hashable], others: Sequence[Sequence[Hashable]], order
     others = [other for other in others if other]
     if not answer or not others:
         return float("nan")
-    return _bleu(answer, [len(z) for z in others], [_runs(z, order) for z in others], order)
+    mine, most = _runs(answer, order), _most([_runs(other, order) for other in others], order)
+    there = [
+        [known.get(run, (0, 0))[0] for run in runs] for known, runs in zip(most, mine, strict=False)
+    ]
+    return _bleu(mine, there, [len(other) for other in others])
 
 
 def self_bleu(answers: Sequence[Sequence[Hashable]], order: int = 4) -> float:
@@ -93,30 +97,43 @@ def self_bleu(answers: Sequence[Sequence[Hashable]], order: int = 4) -> float:
     answers = [answer for answer in answers if answer]
     if len(answers) < 2:
         return float("nan")
-    lengths, runs = [len(z) for z in answers], [_runs(z, order) for z in answers]
-    rest = [[n for n in range(len(answers)) if n != k] for k in range(len(answers))]
-    found = [
-        _bleu(answer, [lengths[n] for n in others], [runs[n] for n in others], order)
-        for answer, others in zip(answers, rest, strict=True)
-    ]
+    lengths, runs = [len(answer) for answer in answers], [_runs(z, order) for z in answers]
+    most, found = _most(runs, order), []
+    for number, mine in enumerate(runs):
+        # Of a run that no other has as often, the others' most is what the second most is.
+        there = [
+            [most[n][run][count == most[n][run][0]] for run, count in counts.items()]
+            for n, counts in enumerate(mine)
+        ]
+        found.append(_bleu(mine, there, lengths[:number] + lengths[number + 1 :]))
     return float(np.mean(found))
 
 
 def _runs(words: Sequence[Hashable], order: int) -> list[Counter]:
-    return [ngrams(words, n) for n in range(1, order + 1)]
+    """[length] runs of each length that the words have."""
+    return [ngrams(words, n) for n in range(1, min(order, len(words)) + 1)]
 
 
-def _bleu(
-    answer: Sequence[Hashable], lengths: Sequence[int], runs: Sequence[list[Counter]], order: int
-) -> float:
+def _most(answers: Sequence[list[Counter]], order: int) -> list[dict[Hashable, tuple[int, int]]]:
+    """[length] of each run how often the answer with the most has it, and the one after."""
+    most: list[dict[Hashable, tuple[int, int]]] = [{} for _ in range(order)]
+    for runs in answers:
+        for known, counts in zip(most, runs, strict=False):
+            for run, count in counts.items():
+                best, second = known.get(run, (0, 0))
+                known[run] = max(best, count), max(second, min(best, count))
+    return most
+
+
+def _bleu(runs: list[Counter], there: list[list[int]], lengths: Sequence[int]) -> float:
+    """BLEU of [length] an answer's runs, with how often each stands in another, by their order."""
     logs = []
-    for n in range(1, min(order, len(answer)) + 1):
-        mine = ngrams(answer, n)
-        most = ((run, max(other[n - 1][run] for other in runs)) for run in mine)
-        matched = sum(min(mine[run], there) for run, there in most)
+    for mine, most in zip(runs, there, strict=True):
+        matched = sum(map(min, mine.values(), most))
         logs.append(np.log((matched or SMOOTHED) / mine.total()))
-    nearest = min(lengths, key=lambda length: (abs(length - len(answer)), length))
-    return float(np.exp(min(0.0, 1 - nearest / len(answer)) + np.mean(logs)))
+    length = runs[0].total()
+    nearest = min(lengths, key=lambda other: (abs(other - length), other))
+    return float(np.exp(min(0.0, 1 - nearest / length) + np.mean(logs)))
 
 
 def vendi(similarity: ArrayLike) -> float:
