@@ -284,15 +284,14 @@ def test_a_pack_without_a_harmful_prompt_is_not_asked(tmp_path):
 
 
 def test_answers_that_the_models_hardly_ever_give_are_noted():
-    result, _ = found(random_pair())
-    assert result.base_mass.value > 0.01
-    assert not result.notes
     metric = SafetyForgetting(choices(asked(), random_pair()))
     metric.begin(random_pair(), random_pair().encoder(metric.reading.pack))
     metric.sums.update([0, 1], [[1.0, 0.002, 1.0, 0.5], [0.0, 0.004, 1.0, 0.5]])
     assert "base 0.30%" in metric.compute().notes[0]
     assert "aligned" not in metric.compute().notes[0]
     assert metric.compute().headline() == ""
+    metric.sums.update([0, 1], [[0, 0.5, 0, 0], [0, 0.5, 0, 0]])
+    assert not metric.compute().notes
 
 
 def test_odds_of_nothing_are_half_a_refusal_and_no_flip():
