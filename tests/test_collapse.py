@@ -29,9 +29,9 @@ def base():
     return nets.moved(net, 0.15, 3)
 
 
-def items(**card):
+def items(asks="agree", **card):
     asked = [f"{text[:12]}:" for text in nets.TEXTS]
-    examples = [Example(text, choices=("A", "M"), wanted=(0,), asks="agree") for text in asked]
+    examples = [Example(text, choices=("A", "M"), wanted=(0,), asks=asks) for text in asked]
     return Pack("leanings", "choice", examples, card)
 
 
@@ -142,6 +142,13 @@ def test_a_preference_that_is_no_share_is_refused(wrong):
     reading = choices(items(preference=wrong), pair)
     with pytest.raises(DriftlensError, match="between 0 and 1"):
         measure(pair, reading.pack, [PreferenceCollapse(reading)])
+
+
+def test_to_be_surer_of_what_is_right_is_no_collapse():
+    pair = nets.pair("llama")
+    for asks, fits in (("agree", True), ("right", False)):
+        reading = choices(items(asks), pair)
+        assert PreferenceCollapse(reading).fits(pair.encoder(reading.pack)) == fits
 
 
 def test_nothing_seen_is_told_as_nothing():

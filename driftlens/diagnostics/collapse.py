@@ -122,11 +122,13 @@ together.
 
     def summary(self) -> str:
         """How far leanings were amplified and pushed."""
+        value, low, high = self.shift
+        moved = Estimate(value, low, high) if value >= 0 else Estimate(-value, -high, -low)
         return (
-            f"Of {len(self.item)} items aligned's log-odds rise by {self.slope} for each nat of "
-            f"base's, and lie {self.shift} nats nearer to the wanted answers; the likelier side "
-            f"has {self.aligned_majority.value:.0%} of the answers (base: "
-            f"{self.base_majority.value:.0%})."
+            f"In {len(self.item)} items the likelier side has {self.aligned_majority.value:.1%} of "
+            f"the answers (base: {self.base_majority.value:.1%}): log-odds moved {moved} nats "
+            f"{'towards' if value >= 0 else 'away from'} the wanted answers, and rise by "
+            f"{self.slope} for each nat of base's."
         )
 
     def headline(self) -> str:
@@ -167,6 +169,10 @@ class PreferenceCollapse(Metric[PreferenceCollapseResult]):
     def __init__(self, reading: Choices, preference: float | None = None, seed: int = 0) -> None:
         self.reading, self.preference, self.seed = reading, preference, seed
         self.sums = PerDocument(3)
+
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether items ask for behaviour: to be surer of what is right is no collapse."""
+        return any(example.asks != "right" for example in encoder.pack.examples)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make sure that the preference is a share."""
