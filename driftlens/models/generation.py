@@ -166,8 +166,8 @@ def answers(
     speaker = _Speaker(plain(model), sampling)
     numbers = range(len(prompts)) if numbers is None else numbers
     told = [
-        _Turn(number, sample, speaker.read(prompt))
-        for number, prompt in zip(numbers, prompts, strict=True)
+        _Turn(number, sample, ids)
+        for number, ids in zip(numbers, map(speaker.read, prompts), strict=True)
         for sample in sampling.numbers
     ]
     # The longest first: what is too large for memory is met at once, and little is padded.
@@ -183,8 +183,12 @@ def answers(
 
 def fits(model: Model, prompt: str, sampling: Sampling) -> bool:
     """Whether a prompt leaves room for an answer in a model's context."""
-    tokens = len(opening(model.tokenizer, prompt))
-    return tokens > 0 and (model.context is None or tokens + sampling.tokens <= model.context)
+    return _fits(model, opening(model.tokenizer, prompt), sampling)
+
+
+def _fits(model: Model, ids: Sequence[int], sampling: Sampling) -> bool:
+    room = model.context is None or len(ids) + sampling.tokens <= model.context
+    return len(ids) > 0 and room
 
 
 def uniforms(seed: int, prompt: int, sample: int, tokens: int) -> np.ndarray:
@@ -215,12 +219,11 @@ class _Speaker:
     def read(self, prompt: str) -> tuple[int, ...]:
         """[token] ids of a prompt."""
         ids, tokens = opening(self.model.tokenizer, prompt), self.sampling.tokens
-        if not fits(self.model, prompt, self.sampling):
+        if not _fits(self.model, ids, self.sampling):
             raise DriftlensError(
-                f"a prompt of at least one token, and of {tokens} less than the "
-                f"{self.model.context} that are the context of "
-                f"{self.model.name}",
-                found=f"one of {len(ids)}: {prompt[:60]!r}",
+                f"a prompt of at least one token that leaves room for {tokens} more in the "
+                f"context of {self.model.name}",
+                found=f"{len(ids)} tokens of {self.model.context}: {prompt[:60]!r}",
                 remedy="Ask for shorter answers, or leave that prompt out.",
             )
         return ids
