@@ -105,7 +105,7 @@ def fitting(counts, expected):
 def many():
     """A model, and many answers of two tokens to one prompt."""
     model = nets.model("llama", 3)
-    return model, answers(model, PROMPTS[:1], Sampling(4000, tokens=2, greedy=False))
+    return model, answers(model, PROMPTS[:1], Sampling(2000, tokens=2, greedy=False))
 
 
 def test_first_tokens_are_drawn_as_often_as_the_model_says(many):
@@ -116,25 +116,29 @@ def test_first_tokens_are_drawn_as_often_as_the_model_says(many):
     assert fitting(counts, len(found) * chances(model, PROMPTS[0])) > 0.001
 
 
-def test_second_tokens_are_drawn_as_often_as_the_model_says_after_the_first(many):
+@pytest.mark.parametrize("odd", [0, 1])
+def test_second_tokens_are_drawn_as_often_as_the_model_says_after_the_first(many, odd):
     model, found = many
-    for first, seen in Counter(one.ids[0] for one in found if one.ids).most_common(3):
-        after = [one for one in found if one.ids[:1] == (first,)]
-        second = [one.ids[1] if len(one.ids) > 1 else made._ends(model)[0] for one in after]
-        counts = np.bincount(second, minlength=nets.WORDS)
-        assert fitting(counts, seen * chances(model, PROMPTS[0], [first])) > 0.001
+    after = [one for one in found if one.ids and one.ids[0] % 2 == odd]
+    second = [one.ids[1] if len(one.ids) > 1 else made._ends(model)[0] for one in after]
+    expected = sum(
+        count * chances(model, PROMPTS[0], [first])
+        for first, count in Counter(one.ids[0] for one in after).items()
+    )
+    assert fitting(np.bincount(second, minlength=nets.WORDS), expected) > 0.001
 
 
 def test_a_temperature_divides_the_logits_of_what_is_drawn_and_of_nothing_that_is_noted():
     model = nets.model("llama", 3)
-    (logits,) = model.logits(torch.tensor([opening(model.tokenizer, PROMPTS[0])]))[:, -1].double()
-    found = answers(model, PROMPTS[:1], Sampling(3000, 0.5, 1, greedy=False))
+    ids = torch.tensor([opening(model.tokenizer, PROMPTS[0])])
+    logits = model.logits(ids)[0, -1].detach().double()
+    found = answers(model, PROMPTS[:1], Sampling(1500, 0.5, 1, greedy=False))
     counts = np.bincount(
         [one.ids[0] if one.ids else made._ends(model)[0] for one in found], minlength=nets.WORDS
     )
-    warm = (logits / 0.5).softmax(-1).detach().numpy()
+    warm = (logits / 0.5).softmax(-1).numpy()
     assert fitting(counts, len(found) * warm) > 0.001
-    assert fitting(counts, len(found) * logits.softmax(-1).detach().numpy()) < 1e-6
+    assert fitting(counts, len(found) * logits.softmax(-1).numpy()) < 1e-6
     own = logits.log_softmax(-1)
     assert {round(one.entropy[0], 4) for one in found} == {
         round(float(-(own.exp() * own).sum()), 4)
@@ -249,7 +253,7 @@ def test_a_model_is_left_as_it_was_found(fails):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-def stop(*_):
+def stop(*_, **__):
     raise Broken
 
 
@@ -268,9 +272,10 @@ def test_a_steered_model_answers_as_it_is_steered():
     assert answers(model, PROMPTS, asked) == plainly
 
 
+# peft asks transformers for an attribute by a name that is about to go.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_and_its_base_answer_each_as_itself():
-    import peft
-
+    peft = pytest.importorskip("peft")
     live = peft.get_peft_model(nets.net("llama"), peft.LoraConfig(target_modules=["v_proj"]))
     nets.moved(live, 0.3, 1, "lora_B")
     pair = ModelPair.load(None, live, tokenizer=nets.tokenizer())
@@ -278,9 +283,9 @@ def test_an_adapter_and_its_base_answer_each_as_itself():
     alone = nets.HookedModel(merged, nets.tokenizer())
     asked = Sampling(2, tokens=6)
     base, aligned = (answers(model, PROMPTS, asked) for model in (pair.base, pair.aligned))
-    assert base == answers(nets.model("llama"), PROMPTS, asked)
-    assert [one.ids for one in aligned] == [one.ids for one in answers(alone, PROMPTS, asked)]
-    assert base != aligned
+    for found, plain in ((base, nets.model("llama")), (aligned, alone)):
+        assert [one[:4] for one in found] == [one[:4] for one in answers(plain, PROMPTS, asked)]
+    assert [one.ids for one in base] != [one.ids for one in aligned]
 
 
 # What cannot be
@@ -370,5 +375,6 @@ def test_other_back_ends_answer_as_hooks_do(backend):
     asked = Sampling(2, tokens=6)
     net = nets.net("llama")
     plainly = answers(nets.model("llama"), PROMPTS, asked)
-    pair = ModelPair.load(net, net, tokenizer=nets.tokenizer(), backend=backend)
+    with pytest.warns(UserWarning, match="shares the weights"):
+        pair = ModelPair.load(net, net, tokenizer=nets.tokenizer(), backend=backend)
     assert [one[:4] for one in answers(pair.base, PROMPTS, asked)] == [p[:4] for p in plainly]
