@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .diagnostics import (
+        Calibration,
         CapabilityConflict,
+        ChoiceCalibration,
         Directions,
         Drift,
         Entanglement,
         EntanglementByLayer,
         EntanglementByPosition,
+        Entropy,
         Factorial,
         FisherDistance,
         Forgetting,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
         SelectiveForgetting,
         Shapley,
         ShiftedTokens,
+        SymptomLayers,
         TokenForgetting,
         TokenKinds,
         TokenLayers,
@@ -50,12 +54,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "diagnostics": (
+        "Calibration",
         "CapabilityConflict",
+        "ChoiceCalibration",
         "Directions",
         "Drift",
         "Entanglement",
         "EntanglementByLayer",
         "EntanglementByPosition",
+        "Entropy",
         "Factorial",
         "FirstStep",
         "FisherDistance",
@@ -74,6 +81,7 @@ _HOMES = {
         "SelectiveForgetting",
         "Shapley",
         "ShiftedTokens",
+        "SymptomLayers",
         "TokenForgetting",
         "TokenKinds",
         "TokenLayers",
@@ -93,13 +101,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "Calibration",
     "CapabilityConflict",
+    "ChoiceCalibration",
     "Directions",
     "Drift",
     "DriftlensError",
     "Entanglement",
     "EntanglementByLayer",
     "EntanglementByPosition",
+    "Entropy",
     "Example",
     "Factorial",
     "FirstStep",
@@ -127,6 +138,7 @@ __all__ = [
     "Shapley",
     "ShiftedTokens",
     "Site",
+    "SymptomLayers",
     "TokenForgetting",
     "TokenKinds",
     "TokenLayers",

@@ -1,6 +1,7 @@
 """How sure the models are, and how often they are right: formulas, planted truths, oracles."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -582,3 +583,12 @@ def test_several_wanted_answers_count_as_one():
     expected = np.mean([-np.log(z[:2].sum()) for z in shares if len(z) > 2])
     assert any(note.startswith("Some items have several wanted") for note in both.notes)
     assert both.base_nll.value * len(ITEMS) == pytest.approx(expected * 4, abs=1e-5)
+
+
+def test_choices_between_ways_to_behave_have_no_calibration():
+    pair = of(trained(), trained())
+    for asks, fits in (("", True), ("right", True), ("agree", False)):
+        pack = questions()
+        pack = Pack("q", "choice", [replace(e, asks=asks) for e in pack.examples])
+        reading = choices(pack, pair)
+        assert ChoiceCalibration(reading).fits(pair.encoder(reading.pack)) == fits

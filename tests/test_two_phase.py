@@ -150,7 +150,8 @@ def test_what_needs_both_models_at_once_is_left_out_and_named(phased, packs):
         type(m)
         for m in suite.applicable(phased.pair, phased.pair.encoder(packs[0]), suite.Options())
     }
-    assert {type(m).__name__ for m in apart} == {"LayerForgetting", "Factorial", "TokenLayers"}
+    names = {"LayerForgetting", "Factorial", "TokenLayers", "SymptomLayers"}
+    assert {type(m).__name__ for m in apart} == names
     assert not kept & {type(m) for m in apart}
     for title in ("Forgetting by layer", "Forgetting by weights"):
         assert title in check.detail

@@ -548,6 +548,10 @@ class ChoiceCalibration(_Calibrated):
         self.reading, self.seed = reading, seed
         self.logs = PerDocument(2 * reading.signs.shape[1])
 
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether answers are right or wrong, and no way to behave."""
+        return all(example.asks != "agree" for example in encoder.pack.examples)
+
     def update(self, frame: Frame) -> None:
         """Take in one frame."""
         documents = frame.scored.document
