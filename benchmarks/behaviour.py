@@ -22,7 +22,6 @@ from overhead import Row, as_row, ratios_of, tell, timed
 from driftlens import (
     Calibration,
     Entropy,
-    Metric,
     ModelPair,
     Pack,
     ShiftedTokens,
@@ -48,12 +47,6 @@ def main() -> None:
     tell(arms(pair, pack, asked), asked)
 
 
-def plan(without: Sequence[type] = ()) -> list[Metric]:
-    """The metrics of texts but for some."""
-    metrics = suite.PLAN["text"](suite.Options())
-    return [metric for metric in metrics if not isinstance(metric, tuple(without))]
-
-
 def arms(pair: ModelPair, pack: Pack, asked: Any) -> Iterator[Row]:
     """The plan with all symptoms, and with one at a time, over the plan without any."""
     chosen: dict[str, tuple[type, ...]] = {"all symptoms": ()}
@@ -73,7 +66,9 @@ def arms(pair: ModelPair, pack: Pack, asked: Any) -> Iterator[Row]:
 
 
 def _run(pair: ModelPair, pack: Pack, rows: int, without: Sequence[type]) -> None:
-    measure(pair, pack, plan(without), rows=rows)
+    plan = suite.applicable(pair, pair.encoder(pack), suite.Options())
+    metrics = [metric for metric in plan if not isinstance(metric, tuple(without))]
+    measure(pair, pack, metrics, rows=rows)
 
 
 def _arguments() -> Any:

@@ -13,6 +13,7 @@ import nets
 from driftlens.diagnostics import (
     Calibration,
     CapabilityConflict,
+    ChoiceCalibration,
     Constraints,
     ContrastiveMargin,
     Drift,
@@ -82,6 +83,10 @@ def safety_forgetting():
 
 def safety_weights():
     return SafetyWeights(reading(), "layer", nodes=1)
+
+
+def choice_calibration():
+    return ChoiceCalibration(reading())
 
 
 def safety_directions():
@@ -156,8 +161,14 @@ METRICS = {
         capability_conflict,
         Ranking,
     ],
-    "choice": [safety_forgetting, safety_directions, safety_weights, preference_collapse],
     "prompt": [homogenisation, uncertainty, constraints],
+    "choice": [
+        safety_forgetting,
+        safety_directions,
+        safety_weights,
+        preference_collapse,
+        choice_calibration,
+    ],
 }
 EVERY = [(make, kind) for kind, makers in METRICS.items() for make in makers]
 COMPARING = [(make, kind) for make, kind in EVERY if kind != "preference" or make is Ranking]

@@ -579,7 +579,7 @@ class ChoiceCalibration(_Calibrated):
 
     def _told(self) -> Told:
         documents = self.logs.documents
-        logs = self.logs.sums.reshape(len(documents), 2, -1)
+        logs = self.logs.sums.reshape(-1, 2, self.reading.signs.shape[1])
         signs = self.reading.signs.numpy()[documents]
         there, wanted = signs != 0, signs > 0
         confidence, hit, brier, losses = [], [], [], []
