@@ -618,7 +618,7 @@ class ChoiceCalibration(_Calibrated):
 def _by_bin(place: np.ndarray, documents: int, confidence: np.ndarray, hit: np.ndarray):
     """[document, bin × 3] count, confidence and hits of one model's predictions."""
     at = place * BINS + calibration.binned(confidence)
-    return calibration.summed(confidence, hit, at, documents * BINS).reshape(documents, -1)
+    return calibration.summed(confidence, hit, at, documents * BINS).reshape(-1, BINS * 3)
 
 
 def _called(name: str, which: str) -> str:
