@@ -435,7 +435,7 @@ first choice at all.
             f"“{_seen(self.base_says[row])}” (p {self.base_own_probability[row]:.3g})"
         )
         tokens = [
-            TokenView(self.context[row], np.nan),
+            TokenView(self.context[row], np.nan, "the text before it"),
             TokenView(self.aligned_says[row], float(self.gain[row]), title),
         ]
         label = (
