@@ -230,6 +230,7 @@ def test_what_is_returned_is_read_as_what_is_written(tmp_path):
     runs = both()
     written = [Evaluation.read(run.write(tmp_path / str(n))) for n, run in enumerate(runs)]
     assert same(capability(*written), capability(*evaluations(runs)))
+    assert same(capability(tmp_path / "0", str(tmp_path / "1")), capability(*written))
 
 
 def test_a_result_survives_the_store_and_is_drawn(tmp_path):
@@ -516,6 +517,32 @@ def test_many_tasks_are_corrected_for_being_many():
     assert (found.p_value < 0.05).any()
     assert set(found.verdict) == {"within noise"}
     assert (found.p_holm >= found.p_value).all()
+
+
+def test_many_tasks_tell_together_what_none_can_alone():
+    runs = Run(model="b"), Run(model="a")
+    for task in range(30):
+        for run, scores in zip(runs, ([1.0] * 20, [1.0] * 17 + [0.0] * 3), strict=True):
+            run.put(f"t{task}", {"acc,none": scores})
+    found = capability(*evaluations(runs))
+    assert set(found.verdict) == {"within noise"}
+    assert found.headline().startswith("lost 15")
+    assert "on average over 30 tasks, on none more than noise explains" in found.headline()
+    assert found.headline().endswith("90 right answers became wrong and 0 wrong ones right")
+    assert capability(*evaluations(runs[::-1])).headline().startswith("gained 15")
+
+
+def test_scores_without_an_error_are_not_said_to_be_noise():
+    runs = [
+        Run(model=model).put("mt", {"bleu,none": [[0, 1], [1, 1]]}, aggregate={"bleu,none": score})
+        for model, score in (("b", 30.0), ("a", 20.0))
+    ]
+    found = capability(*evaluations(runs))
+    assert found.verdict.tolist() == ["not known"]
+    assert found.headline() == ""
+    assert found.summary().endswith("what of it is noise is not known.")
+    assert found.notes == ("No error of the scores of mt is told, nor an interval.",)
+    assert "not known" in found.figure().axes[1].get_legend_handles_labels()[1]
 
 
 def test_exchanging_the_models_turns_every_change_round():

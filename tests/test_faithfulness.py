@@ -185,6 +185,7 @@ def test_scores_are_read_from_either_form_of_rows(tmp_path):
     (tmp_path / "long.jsonl.gz").write_bytes(gzip.compress(lines(long()).encode()))
     wide, tall = Judged.read(tmp_path / "wide.jsonl"), Judged.read(tmp_path / "long.jsonl.gz")
     assert (wide.name, tall.name) == ("wide", "long")
+    assert same(faithfulness(tmp_path / "wide.jsonl"), faithfulness(wide))
     assert wide.ids == tall.ids == ("0", "1", "2", "3")
     assert wide.topics == tall.topics == ("even", "odd", "even", "odd")
     np.testing.assert_array_equal(wide.toxicity, tall.toxicity)

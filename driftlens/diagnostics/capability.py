@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, nan, sqrt
+from pathlib import Path
 from statistics import NormalDist
 from typing import ClassVar, NamedTuple
 
@@ -22,7 +23,7 @@ PACK = "lm-evaluation-harness"
 SHOWN = 40
 """Tasks that the figure has room for."""
 
-LOST, GAINED, NEITHER = "lost", "gained", "within noise"
+LOST, GAINED, NEITHER, UNKNOWN = "lost", "gained", "within noise", "not known"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ right_to_wrong and wrong_to_right count the items that flipped, which a net chan
 p_value: exact two-sided McNemar test, P of so uneven flips were either way as likely; p_holm: \
 corrected over all scores that were tested (Holm 1979). verdict: *lost* or *gained* where p_holm \
 < 0.05, or, of scores that are no right or wrong items, where the interval leaves out 0; else \
-*within chance*. relative_loss = (base − aligned) / (base − chance), undefined where base is not \
-0.01 above chance or chance is not known; chance is the mean of 1 / choices.
+*within chance*. Without either it is *not known*. relative_loss = (base − aligned) / (base − \
+chance), undefined where base is not 0.01 above chance or chance is not known; chance is the mean \
+of 1 / choices.
 
 main marks the score of each task of which the sentences speak: the first that is a share of \
 items (or mean of such), else bits per byte, else the first. mean_change averages it over tasks \
@@ -79,7 +81,7 @@ items (or mean of such), else bits per byte, else the first. mean_change average
     high: np.ndarray = column()
     """[row] upper end of it."""
     verdict: np.ndarray = column()
-    """[row] lost, gained, or within noise."""
+    """[row] lost, gained, within noise, or not known."""
     items: np.ndarray = column("items")
     """[row] over how many; NaN where that is not told."""
     right_to_wrong: np.ndarray = column("items")
@@ -128,21 +130,17 @@ items (or mean of such), else bits per byte, else the first. mean_change average
             said = f"Over {many} scores changed by {_points(self.mean_change)} points on average"
         else:
             said = f"Of {self.tasks} tasks none is scored in shares of items"
-        known = [row for row in rows if not np.isnan(self.right_to_wrong[row])]
-        if len(known):
-            lost, won = (int(z[known].sum()) for z in (self.right_to_wrong, self.wrong_to_right))
-            said += (
-                f"; {lost} right answer{'s' * (lost != 1)} became wrong and {won} wrong "
-                f"one{'s' * (won != 1)} right"
-            )
+        said += self._flipped(rows, ";")
         worse = [self._told(row) for row in rows if self.verdict[row] == LOST]
+        if all(self.verdict[row] == UNKNOWN for row in rows):
+            return f"{said}; what of it is noise is not known."
         if not worse:
-            return f"{said}; no task lost more than noise explains."
+            return f"{said}; no single task lost more than noise explains."
         more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
         return f"{said}; more than noise explains was lost on {', '.join(worse[:3])}{more}."
 
     def headline(self) -> str:
-        """What was lost on the task that lost most."""
+        """What was lost on the task that lost most, or on average."""
         rows = np.flatnonzero(self.main & ~self.group).tolist()
         for verdict, sign in ((LOST, 1), (GAINED, -1)):
             mine = [row for row in rows if self.verdict[row] == verdict]
@@ -150,16 +148,26 @@ items (or mean of such), else bits per byte, else the first. mean_change average
                 # Shares first, for they compare with each other.
                 first = [row for row in mine if _is_share(self, row)] or mine
                 row = min(first, key=lambda r: sign * self.change[r])
-                flipped = (
-                    ""
-                    if np.isnan(self.right_to_wrong[row])
-                    else (
-                        f", {int(self.right_to_wrong[row])} right answers became wrong and "
-                        f"{int(self.wrong_to_right[row])} wrong ones right"
-                    )
-                )
-                return f"{self._lost(row)}{flipped}"
+                return self._lost(row) + self._flipped([row])
+            # Many tasks may tell together what none of them can alone.
+            if sign * self.mean_change.low < 0 and sign * self.mean_change.high < 0:
+                told = f"{verdict} {_points(_size(self.mean_change))} points on average over"
+                alone = f"{self.tasks} tasks, on none more than noise explains"
+                return f"{told} {alone}{self._flipped(rows)}"
+        if all(self.verdict[row] == UNKNOWN for row in rows):
+            return ""
         return f"on {self.tasks} tasks nothing was lost that can be told from noise"
+
+    def _flipped(self, rows: Sequence[int], mark: str = ",") -> str:
+        """How many answers of some tasks went either way, where that is known."""
+        known = [row for row in rows if not np.isnan(self.right_to_wrong[row])]
+        if not known:
+            return ""
+        lost, won = (int(z[known].sum()) for z in (self.right_to_wrong, self.wrong_to_right))
+        return (
+            f"{mark} {lost} right answer{'s' * (lost != 1)} became wrong and {won} wrong "
+            f"one{'s' * (won != 1)} right"
+        )
 
     def figure(self):
         """Both scores of every task, and its change with its interval."""
@@ -188,7 +196,7 @@ items (or mean of such), else bits per byte, else the first. mean_change average
             times * self.low[rows],
             times * self.high[rows],
             self.verdict[rows],
-            names={name: name for name in (LOST, GAINED, NEITHER)},
+            names={name: name for name in (LOST, GAINED, NEITHER, UNKNOWN)},
             xlabel=f"change, aligned − base [{unit}]",
             on=panels[1],
         )
@@ -198,7 +206,7 @@ items (or mean of such), else bits per byte, else the first. mean_change average
         """What happened to a score, in words."""
         low, number, high = (float(z[row]) for z in (self.low, self.change, self.high))
         better = (number > 0) == bool(self.higher_is_better[row])
-        estimate = Estimate(number, low, high) if number > 0 else Estimate(-number, -high, -low)
+        estimate = _size(Estimate(number, low, high))
         if _is_share(self, row):
             verb = "gained" if better else "lost"
             return f"{verb} {_points(estimate)} points on {self.task[row]}"
@@ -215,8 +223,8 @@ items (or mean of such), else bits per byte, else the first. mean_change average
 
 
 def capability(
-    base: Evaluation,
-    aligned: Evaluation,
+    base: Evaluation | str | Path,
+    aligned: Evaluation | str | Path,
     *,
     any_prompt: bool = False,
     chance: Mapping[str, float] | None = None,
@@ -226,16 +234,21 @@ def capability(
     """What aligned has lost of base's scores, task by task.
 
     Args:
-        base: Results of the base model, by `Evaluation.read`.
-        aligned: Results of its aligned version.
+        base: Results of the base model: its results_….json, the folder it lies in, or an
+            `Evaluation`.
+        aligned: The same of its aligned version.
         any_prompt: Whether to compare them although they read other prompts.
         chance: By task, what guessing scores, where the results do not tell the choices.
         seed: Of the bootstrap.
         level: Part of the draws that an interval holds.
 
     Raises:
+        LoadError: Results cannot be read.
         DriftlensError: They have no task in common that can be compared.
     """
+    base, aligned = (
+        one if isinstance(one, Evaluation) else Evaluation.read(one) for one in (base, aligned)
+    )
     found, notes = compared(base, aligned, any_prompt=any_prompt, chance=chance)
     rows = [_row(one, seed, level) for one in found]
     p_holm = holm([row.p_value for row in rows])
@@ -364,6 +377,8 @@ def _count(score: Score, items: int | None) -> float | None:
 
 def _verdict(row: _Row, p_holm: float) -> str:
     low, number, high = (float(row.change[n]) for n in (1, 0, 2))
+    if np.isnan([p_holm, low]).all():
+        return UNKNOWN
     sure = p_holm < ALARM if not np.isnan(p_holm) else low > 0 or high < 0
     if not sure or not number:
         return NEITHER
@@ -415,6 +430,12 @@ def _shared(base: float, aligned: float, higher: bool) -> bool:
 
 def _is_share(result: CapabilityResult, row: int) -> bool:
     return _shared(result.base[row], result.aligned[row], result.higher_is_better[row])
+
+
+def _size(estimate: Estimate) -> Estimate:
+    """The size of a change whose direction is told in words."""
+    number, low, high = estimate
+    return estimate if number > 0 else Estimate(-number, -high, -low)
 
 
 def _points(estimate: Estimate) -> Estimate:

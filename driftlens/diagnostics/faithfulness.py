@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -175,7 +176,7 @@ Wilson's (1927), that of the correlation by Fisher's z with the variance (1 + ρ
 
 
 def faithfulness(
-    judged: Judged,
+    judged: Judged | str | Path,
     *,
     clean: float = 0.5,
     least: float = 0.0,
@@ -185,12 +186,18 @@ def faithfulness(
     """Where items went on the plane of toxicity and faithfulness.
 
     Args:
-        judged: Scores of both models, by `Judged.read` or `judged`.
+        judged: Scores of both models: a file of them, or a `Judged`.
         clean: Toxicity below which an item has nothing to clean.
         least: How much a score must fall to have fallen; what judges disagree about by chance.
         seed: Of the bootstrap.
         level: Part of the draws that an interval holds.
+
+    Raises:
+        LoadError: The file cannot be read.
+        DriftlensError: It holds no item with all four scores.
     """
+    if not isinstance(judged, Judged):
+        judged = Judged.read(judged)
     toxic, faithful = judged.toxicity, judged.faithfulness
     moved = np.stack([toxic[:, 1] - toxic[:, 0], faithful[:, 1] - faithful[:, 0]])
     safer, lost = moved < -least

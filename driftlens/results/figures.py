@@ -331,14 +331,14 @@ def forest(
         low: [row] lower bounds.
         high: [row] upper bounds.
         groups: [row] which of `names` each belongs to.
-        names: What each group is called, at most three: worse, better, neither.
+        names: What each group is called, at most four: worse, better, neither, not known.
         xlabel: What the numbers are, with their unit.
         on: A panel to draw in, instead of a figure of its own.
     """
     panel = _panel(on, xlabel, "")
     at, groups = _rows(panel, labels), np.asarray(groups)
     panel.axvline(0, color=GREY, linewidth=0.7, zorder=0)
-    looks = zip(names.items(), (ALIGNED, BASE, GREY), MARKERS, strict=False)
+    looks = zip(names.items(), (ALIGNED, BASE, GREY, PURPLE), MARKERS, strict=False)
     for (group, name), colour, marker in looks:
         mine = groups == group
         if mine.any():
