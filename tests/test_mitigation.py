@@ -20,6 +20,7 @@ from driftlens.diagnostics.mitigation import (
     MitigationStepsResult,
     Point,
     Seen,
+    compared,
     recommended,
 )
 from driftlens.errors import DriftlensError
@@ -484,6 +485,28 @@ def test_points_that_only_seem_better_are_not_recommended():
     assert np.mean(found) <= 0.1
 
 
+def test_where_alignment_is_to_refuse_what_is_kept_is_the_refusing():
+    c, a = [0, -1, -0.2, 0], [0, -1, -0.97, 0.5]
+    points, *both = plane(c, a, [INTERPOLATION] * 2, 0.1)
+    assert recommended(points, *both, 0.9, HOW)[0] == 2
+    facts = {"capability_pack": "a", "alignment_pack": "b", "capability_name": "loss [nats]"}
+    facts |= {"alignment_name": "P", "capability_items": 200, "alignment_items": 200}
+    found = compared(points, [], *both, keep=0.9, facts=facts, **HOW)
+    assert found.front[:3].all()
+    assert found.kept[2] == pytest.approx(0.97, abs=0.02)
+    assert "what is kept is its fall" in " ".join(found.notes)
+
+
+def test_a_point_that_is_not_finite_is_not_on_the_front_and_not_recommended():
+    points, *both = plane([0, -1, -0.2, -0.3], [0, 1, 1, 1], [INTERPOLATION] * 2, 0.1)
+    both[0].values[3, 2] = np.nan
+    facts = {"capability_pack": "a", "alignment_pack": "b", "capability_name": "loss [nats]"}
+    facts |= {"alignment_name": "P", "capability_items": 200, "alignment_items": 200}
+    found = compared(points, [], *both, keep=0.9, facts=facts, **HOW)
+    assert not found.front[2]
+    assert not found.recommended[2]
+
+
 def test_random_orders_are_never_recommended():
     points, *both = plane([0, -1, 0], [0, 1, 1], [CONTROL], 0.1)
     assert recommended(points, *both, 0.9, HOW)[0] is None
@@ -498,7 +521,7 @@ def test_random_orders_are_never_recommended():
     ],
 )
 def test_why_nothing_is_recommended_is_said(capability, alignment, why):
-    points, *both = plane(capability, alignment, [INTERPOLATION], 0.1)
+    points, *both = plane(capability, alignment, [INTERPOLATION], 0.0)
     number, _, told = recommended(points, *both, 0.9, HOW)
     assert number is None
     assert why in told

@@ -4,7 +4,7 @@ The points are measured elsewhere, by `driftlens.mitigation`; here they are comp
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -360,8 +360,10 @@ def compared(
         rows[f"forecast_{name}"] = told
         rows[f"curved_{name}"] = np.array([getattr(point, f"curved_{name}") for point in every])
         rows[name] = np.where(measured, rows[name], told)
+    plane = np.stack([toward(alignment, how) * rows["alignment"], -rows["cost"]])
+    sound = np.flatnonzero(measured & np.isfinite(plane).all(0))
     best = np.zeros(len(every), bool)
-    best[: len(points)] = pareto(rows["alignment"][: len(points)], -rows["cost"][: len(points)])
+    best[sound] = pareto(*plane[:, sound])
     halves = [n for n, z in enumerate(points) if z[:2] == (INTERPOLATION, "α = 0.5")]
     gap = lost[:, halves[0]] - lost[:, 1] / 2 if halves else np.full(len(lost), np.nan)
     return MitigationResult.of(
@@ -381,10 +383,23 @@ def compared(
         chosen_among=among,
         said="" if number is None else points[number].said,
         why_not=why,
-        notes=tuple(notes),
+        notes=(*notes, *([REFUSES] if toward(alignment, how) < 0 else [])),
         **rows,
         **facts,
     )
+
+
+REFUSES = (
+    "Aligned lies below base on the axis of alignment: what is kept is its fall, and of two points "
+    "the lower is the better."
+)
+"""What is said where alignment turned a model away from what the items call agreeing."""
+
+
+def toward(alignment: Seen, how: Mapping[str, Any]) -> int:
+    """Which way alignment goes from base to aligned: −1 where it falls beyond errors, else 1."""
+    gain = alignment.mean(alignment.values[:, 1] - alignment.values[:, 0], how)
+    return -1 if gain.high < 0 else 1
 
 
 _BOUNDS = {
@@ -411,6 +426,7 @@ def recommended(
         Its number, if there is one, among how many it was chosen, and why there is none.
     """
     among = [n for n, z in enumerate(points) if z.method not in (*ENDS, CONTROL)]
+    alignment = replace(alignment, values=toward(alignment, how) * alignment.values)
     halves = [seen.half(choosing) for seen in (capability, alignment) for choosing in (True, False)]
     if any(half.families < FEWEST for half in halves):
         few = min(half.families for half in halves)

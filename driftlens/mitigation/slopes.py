@@ -105,7 +105,7 @@ class Slopes:
         # Of weights in half precision too, inner products want more digits.
         kind = torch.promote_types(model.dtype, torch.float32)
         trained = {n: p.detach().to(kind) for n, p in model.net.named_parameters()}
-        found: dict[str, Tensor] = {}
+        leaders, found = self.mixture.leaders, dict[str, Tensor]()
         for every in encoder.batches(2048, self.options.rows):
             windows = [w for w in every if counts[w.example] != 0]
             if not windows:
@@ -125,7 +125,7 @@ class Slopes:
                 return found * weight[some].to(found.dtype)
 
             for name, part in gradient(model, trained, batch, scored).items():
-                leader = self.mixture.leaders[name]
+                leader = leaders[name]
                 found[leader] = found[leader] + part.cpu() if leader in found else part.cpu()
         return found
 
@@ -153,7 +153,8 @@ class Slopes:
         moved: dict[Axis, float] = dict.fromkeys(self.at_aligned, 0.0)
         weights = dict(self.mixture.model.net.named_parameters())
         for change in self.mixture.changes():
-            step = (weights[change.name].detach() - change.aligned).cpu()
+            kind = _wide(change.aligned)
+            step = (weights[change.name].detach().to(kind) - change.aligned.to(kind)).cpu()
             if not bool(step.any()):
                 continue
             for axis, slope in self.at_aligned.items():

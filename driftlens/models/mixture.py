@@ -6,6 +6,7 @@ borrows, so that its ends are the two models to the last bit, and neither is eve
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Mixture:
         self._room: dict[Key, Tensor] = {}
         self._check_room()
 
-    @property
+    @cached_property
     def leaders(self) -> dict[str, str]:
         """By the name of each weight, that of the one it is tied to, often itself."""
         return {
