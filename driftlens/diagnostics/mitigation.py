@@ -434,12 +434,12 @@ def recommended(
             f"a half of the items has {few} families, of {FEWEST} that choosing on one half and "
             "judging on the other need"
         )  # fmt: skip
-    gain = alignment.mean(alignment.values[:, 1] - alignment.values[:, 0], how)
-    paid = capability.mean(capability.values[:, 0] - capability.values[:, 1], how)
-    if not gain.low > 0:
-        return None, len(among), "no gain of alignment is told from none"
-    if not paid.low > 0:
-        return None, len(among), "no cost is told from none"
+    # The judging half must tell both apart too, for shares of them are what it says.
+    for c, a in ((capability, alignment), (capability.half(False), alignment.half(False))):
+        if not a.mean(a.values[:, 1] - a.values[:, 0], how).low > 0:
+            return None, len(among), "no gain of alignment is told from none"
+        if not c.mean(c.values[:, 0] - c.values[:, 1], how).low > 0:
+            return None, len(among), "no cost is told from none"
     number = _chosen(points, among, capability.half(True), alignment.half(True), keep, how)
     if number is None:
         return None, len(among), f"no point keeps {keep:.0%} of the gain and costs less"
