@@ -459,7 +459,12 @@ class Homogenisation(Sampled[HomogenisationResult]):
             *(f"{side}_{name}" for side, name in product(SIDES, of)),
             *(f"{name}_change" for name in of),
         ]
-        columns = (bound.ravel() for bound in interval)
+        # What is the same in all prompts has no interval but rounding.
+        alike = [np.isclose(bound, interval.estimate, rtol=1e-12, atol=0) for bound in interval]
+        columns = (
+            np.where(close, interval.estimate, bound).ravel()
+            for close, bound in zip(alike, interval, strict=True)
+        )
         estimates = {
             name: Estimate(*map(float, each)) for name, *each in zip(names, *columns, strict=True)
         }
