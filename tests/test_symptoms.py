@@ -163,5 +163,5 @@ def test_the_layers_of_the_entropy_can_be_asked_for_by_name():
 
 def test_both_symptoms_are_drawn_by_stage():
     left, right = found("").figure().axes
-    assert left.get_ylabel() == "share of the change: over-confidence [probability]"
-    assert right.get_ylabel() == "share of the change: entropy [nats/token]"
+    assert left.get_ylabel() == "over-confidence [probability]"
+    assert right.get_ylabel() == "entropy [nats/token]"

@@ -224,10 +224,10 @@ have none.
         moved = self.overconfidence_change
         if not self.above_floor("overconfidence_change") or not moved.low * moved.high > 0:
             return ""
-        way = "surer" if moved.value > 0 else "less sure"
+        verb = "rose" if moved.value > 0 else "fell"
         size = moved if moved.value > 0 else Estimate(-moved.value, -moved.high, -moved.low)
-        what = "" if self.predicted == "next token" else " of its choices"
-        return f"{way}{what} by {size} in probability than its accuracy warrants"
+        what = "" if self.predicted == "next token" else " in choices"
+        return f"over-confidence{what} {verb} by {size} in probability"
 
     def figure(self):
         """The reliability diagram, and how the confidences are spread."""

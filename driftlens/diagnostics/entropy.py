@@ -106,7 +106,8 @@ by their kind. Intervals: 95 % bootstrap over documents.
         """The change by place and by kind of token."""
         if not len(self.part):
             return None
-        figure, panels = figures.panels(2)
+        # Names of kinds need the whole width.
+        figure, panels = figures.panels(2, columns=1)
         labels = {POSITION: "scored token of the document", KIND: "kind of token"}
         for panel, (division, label) in zip(panels, labels.items(), strict=True):
             mine = self.division == division

@@ -150,8 +150,8 @@ telescoping sum.
                 getattr(self, f"high_{name}"),
                 second={"restored from the bottom": getattr(self, f"{name}_restored")},
                 label="mean of both orders",
-                xlabel="stage",
-                ylabel=f"share of the change: {label}",
+                xlabel="stage, with its share of the change",
+                ylabel=label,
                 floor=self.floor.get(name),
                 on=panel,
             )
