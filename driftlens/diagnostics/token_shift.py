@@ -426,7 +426,8 @@ first choice at all.
         """What stands before the tokens that gained most."""
         shown = [self._place(row) for row in range(min(SHOWN, self.rows()))]
         title = "Where alignment changed the next token most"
-        return (TextView(title, shown),) if shown else ()
+        above = "aligned wants it more than base does"
+        return (TextView(title, shown, above, below=""),) if shown else ()
 
     def _place(self, row: int) -> DocumentView:
         title = (

@@ -139,7 +139,7 @@ def text(view: TextView) -> "Markup":
         _document(document, deepest, opened=number < OPEN)
         for number, document in enumerate(view.documents)
     )
-    return Markup(_legend(deepest) + documents)
+    return Markup(_legend(view, deepest) + documents)
 
 
 def _key_figure(result: Result, name: str, estimate: Estimate) -> KeyFigure:
@@ -199,13 +199,14 @@ def _hue(value: float, deepest: float) -> str:
     return f"{'w' if value > 0 else 'b'}{depth}" if depth else "z"
 
 
-def _legend(deepest: float) -> str:
+def _legend(view: TextView, deepest: float) -> str:
     def sample(side: str) -> str:
         depths = range(1, HUES + 1)
         return "".join(f'<span class="t {side}{depth}"> </span>' for depth in depths)
 
+    below = f"{sample('b')} {escape(view.below)} · " if view.below else ""
     return (
-        f'<p class="legend">{sample("w")} aligned is worse · {sample("b")} aligned is better · '
+        f'<p class="legend">{sample("w")} {escape(view.above)} · {below}'
         f'deepest from {shown(deepest, 2)} nats · <span class="t n">dotted</span> not scored. '
         "Point at a token, or tap it, for what is known of it.</p>\n"
     )

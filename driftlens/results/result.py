@@ -95,6 +95,9 @@ class Result:
     divides: ClassVar[bool] = False
     """Whether what `of_layers` tells adds up, over the layers, to the rise in loss."""
 
+    opened: ClassVar[bool] = False
+    """Whether its table stands open on the page."""
+
     pack: str = field(default="", kw_only=True)
     """Name of the pack it was measured on."""
 

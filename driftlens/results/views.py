@@ -9,7 +9,7 @@ class TokenView(NamedTuple):
 
     text: str
     value: float
-    """Signed, in nats: above 0 the aligned model is worse, NaN where nothing is known."""
+    """Signed, in nats; NaN where nothing is known. The view says what its sign means."""
 
     title: str = ""
     """What is told of the token when asked: base and aligned probability and rank."""
@@ -27,3 +27,9 @@ class TextView(NamedTuple):
 
     title: str
     documents: Sequence[DocumentView]
+
+    above: str = "aligned is worse"
+    """What a value above 0 says."""
+
+    below: str = "aligned is better"
+    """What one below 0 says; empty where there is none."""
