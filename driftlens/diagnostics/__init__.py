@@ -40,6 +40,7 @@ from .homogenisation import (
 from .layers import LayerForgetting, LayerForgettingResult, TokenLayers, TokenLayersResult
 from .lens import Lens, LensResult
 from .mitigation import MitigationConflictResult, MitigationResult, MitigationStepsResult
+from .overview import OverviewLayersResult, OverviewResult, overview
 from .polarity import (
     Polarity,
     PolarityControlsResult,
@@ -139,6 +140,8 @@ __all__ = [
     "MitigationConflictResult",
     "MitigationResult",
     "MitigationStepsResult",
+    "OverviewLayersResult",
+    "OverviewResult",
     "Polarity",
     "PolarityControlsResult",
     "PolarityPublishedResult",
@@ -206,5 +209,6 @@ __all__ = [
     "WeightPathResult",
     "capability",
     "faithfulness",
+    "overview",
     "staged",
 ]
