@@ -16,11 +16,13 @@ from .errors import DriftlensError
 from .metric import Metric, measure
 from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
+from .models.generation import mute
 from .models.placement import Weights
 from .models.tokens import Encoder, Window, alike
-from .packs import Pack
+from .packs import STANDARD, Pack
 from .results import Check, Result, column, fact, multiple, shown, value
 from .results import Estimate as Number
+from .sweeps import unread
 
 SAMPLE = 12
 """Documents of a pack on which gates and noise floor are measured."""
@@ -209,7 +211,8 @@ def examine(
     weights = _weights(patient)
     found = [weights]
     if weights.status != "fail":
-        found += [gate(patient) for gate in gates or GATES]
+        asked = any(pack.kind in ("choice", "prompt") for pack in packs)
+        found += [gate(patient) for gate in gates or (*GATES, *([_answers] if asked else []))]
     found = [_joined(earlier.get(check.name), check) for check in found]
     # Where a number is close to its tolerance, processes could go on to measure other things.
     return [Check(**told) for told in ranks.lead(lambda: [vars(check) for check in found])]
@@ -485,6 +488,21 @@ ALONE: Sequence[Gate] = (_dtypes, _logits, _begin, _padding, _batching)
 
 STEERED: Sequence[Gate] = (*ALONE, _residual)
 """Those of one model that is to be steered."""
+
+
+def _answers(patient: Patient) -> Check:
+    name, pair, left = "answers", patient.pair, []
+    for pack in patient.packs:
+        if pack.kind == "choice" and pack.name in STANDARD and (why := unread(pack, pair)):
+            left.append(f"{pack.name} is left out, for its answers are not told apart: {why}")
+        if pack.kind == "prompt" and (why := mute(pair.base) or mute(pair.aligned)):
+            left.append(f"{pack.name} is left out, for a model cannot answer: {why}")
+        if pack.kind in ("choice", "prompt") and not pair.together:
+            left.append(f"{pack.name} is left out, for base's blocks were freed")
+    if left:
+        return Check(name, "warn", "; ".join(left))
+    return Check(name, "pass", "both models can be asked for theirs")
+
 
 GATES: Sequence[Gate] = (
     _differ,

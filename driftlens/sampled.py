@@ -71,6 +71,11 @@ class Said:
         """Which answers are samples."""
         return slice(int((self.samples == GREEDY).sum()), None)
 
+    def greedily(self, side: int) -> dict[int, str]:
+        """By the number of the prompt, what one model answers taking the likeliest token."""
+        texts = self.text[side, :, self.greedy].ravel().tolist()
+        return dict(zip(self.prompts.tolist(), texts, strict=bool(texts)))
+
     @property
     def greedy(self) -> slice:
         """Which answer, if any, is the greedy one."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import attribution, steer
+from . import attribution, mitigation, steer
 from .diagnostics import (
     Calibration,
     ChoiceCalibration,
@@ -36,14 +36,17 @@ from .diagnostics import (
     WeightChange,
 )
 from .doctor import Floors, divisible, noise_floor, resumable
+from .formulas.clusters import Method
 from .metric import Metric, measure
 from .models import ModelPair
-from .models.generation import Sampling
+from .models.generation import Sampling, mute
+from .models.judges import embedding, entailment
 from .models.tokens import Encoder
-from .packs import Pack
+from .packs import STANDARD, Pack
 from .partial import Partial
 from .results import Check, Result
-from .sweeps import Choices, choices
+from .sampled import Sampled
+from .sweeps import Choices, choices, unread
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,31 @@ class Options:
     """Whether all sites have their CKA, in as many showings as that takes; None if it is cheap."""
     sums_bytes: int | None = None
     """Memory for the sums behind CKA and Procrustes; None is the usual."""
+    samples: int = 10
+    """Answers drawn of each prompt, besides the greedy one; 0 leaves packs of prompts out."""
+    new_tokens: int = 64
+    """The most tokens of an answer."""
+    temperature: float = 1.0
+    """At which answers are drawn."""
+    embedding: str | None = None
+    """A sentence encoder by which answers are told apart too; None is none."""
+    nli: str | None = None
+    """A model of entailment by which answers are told apart too; None is none."""
+    beta: float = 0.1
+    """β of implicit rewards."""
+    mitigate: bool = True
+    """Whether to ask what would undo the loss, where there is a behaviour to keep."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        return Sampling(self.samples, self.temperature, self.new_tokens, self.seed)
+
+    @property
+    def judges(self) -> list[Method]:
+        """What tells answers apart besides their words and their spelling."""
+        encoders = [embedding(self.embedding)] if self.embedding else []
+        return [*encoders, *([entailment(self.nli)] if self.nli else [])]
 
 
 PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
@@ -89,11 +117,11 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         Directions(o.layers, seed=o.seed),
         ContrastiveMargin(o.layers, o.seed),
     ),
-    "preference": lambda o: (Ranking(o.seed),),
+    "preference": lambda o: (Ranking(o.seed, o.beta),),
     "prompt": lambda o: (
-        Homogenisation(Sampling(seed=o.seed)),
-        Uncertainty(Sampling(seed=o.seed)),
-        Constraints(Sampling(seed=o.seed)),
+        Homogenisation(o.sampling, o.judges),
+        Uncertainty(o.sampling),
+        Constraints(o.sampling),
     ),
     "choice": lambda o: OF_CHOICES(o, Choices.none()),
 }
@@ -114,6 +142,14 @@ WEIGHTS_OF_CHOICES: Callable[[Options, Choices], Sequence[Metric]] = lambda o, r
     SafetyWeights(reading, seed=o.seed),
 )
 """What is taken of choices besides, where the weights of both models can be matched."""
+
+OF_ANSWERS: Callable[[Options], Sequence[Metric]] = lambda o: (  # noqa: E731
+    TokenShift(o.seed),
+    ShiftedTokens(seed=o.seed),
+    Entropy(o.seed),
+    SymptomLayers(o.seed),
+)
+"""The same of what aligned answers by itself, shown to both models as texts."""
 
 KEPT = 80
 """Examples of each pack that is to be kept, at most, where a report steers."""
@@ -152,6 +188,46 @@ def examine(
             if partial:
                 partial.finish(number, results)
         yield from results
+
+
+def undone(
+    pair: ModelPair,
+    packs: Sequence[Pack],
+    options: Options = Options(),
+    *,
+    checks: Sequence[Check] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Result]:
+    """What would bring the loss back, at what price in alignment, asked at few points.
+
+    Nothing where no text tells what was lost, no choices or preferences what was gained, or
+    weights cannot be swapped.
+
+    Args:
+        pair: The two models.
+        packs: What they were shown; the first of either use counts.
+        options: What was asked of the run.
+        checks: The gates that the pair went through.
+        progress: Told what is run, and how many models of how many are done.
+    """
+    lost = [pack for pack in packs if pack.kind == "text"][:1]
+    gained = [pack for pack in packs if _of_alignment(pack, pair)][:1]
+    fits = pair.base.causal and pair.together and divisible(checks)
+    same = all(pair.encoder(pack, options.length).same for pack in (*lost, *gained))
+    if not (options.mitigate and lost and gained and fits and same):
+        return []
+    asked = replace(mitigation.QUICK, seed=options.seed, rows=options.rows, length=options.length)
+    found = mitigation.examine(pair, lost, gained, asked, progress=progress)
+    # Of two packs, and so of neither.
+    return [replace(result, pack="") for result in found.results]
+
+
+def _of_alignment(pack: Pack, pair: ModelPair) -> bool:
+    """Whether a pack tells what alignment gained."""
+    if pack.kind == "choice":
+        asks = any(example.asks == "agree" for example in pack.examples)
+        return asks and not unread(pack, pair)
+    return pack.kind == "preference"
 
 
 def applicable(
@@ -195,6 +271,8 @@ def _examine(
         return []
     if pack.kind == "choice":
         return _chosen(pair, pack, options, checks, checkpoint, progress)
+    if pack.kind == "prompt":
+        return _answered(pair, pack, options, checks, checkpoint, progress)
     encoder = pair.encoder(pack, options.length)
     plain = pair.base.causal and encoder.same and pair.together
     if pack.kind == "roles" and plain and resumable(checks) and "choices" in pack.card:
@@ -226,6 +304,31 @@ def _measured(
         checkpoint=checkpoint,
         progress=progress and (lambda done, of: progress(pack.name, done, of)),
     )
+
+
+def _answered(
+    pair: ModelPair,
+    pack: Pack,
+    options: Options,
+    checks: Sequence[Check],
+    checkpoint: Any,
+    progress: Any,
+) -> list[Result]:
+    """What both models answer, and what base makes of aligned's own answers."""
+    if not options.samples or mute(pair.base) or mute(pair.aligned):
+        return []
+    metrics = applicable(pair, pair.encoder(pack, options.length), options, checks)
+    results = _measured(pair, pack, metrics, options, checkpoint, progress)
+    read = next((metric for metric in metrics if isinstance(metric, Sampled)), None)
+    said = read.said.greedily(side=1) if read else {}
+    if not any(text.strip() for text in said.values()):
+        return results
+    answers = pack.answered(said, by="aligned")
+    encoder = pair.encoder(answers, options.length)
+    few, every = (applicable(pair, encoder, options, checks, OF_ANSWERS(options)) for _ in "ab")
+    floors = noise_floor(pair.base, encoder, few)
+    shown = _measured(pair, answers, every, options, None, progress)
+    return [*results, *_with_floors(shown, floors)]
 
 
 def floors_of(
@@ -266,6 +369,9 @@ def _chosen(
     progress: Any,
 ) -> list[Result]:
     """What both models choose, each item read at the first tokens of its answers."""
+    if pack.name in STANDARD and unread(pack, pair):
+        # A gate has said so.
+        return []
     floors = floors_of(pair, pack, options, checks)
     shown, _, metrics = _choosing(pair, pack, options, checks)
     results = _measured(pair, shown, metrics, options, checkpoint, progress)
@@ -299,7 +405,8 @@ def _steered(
     kept = [one.limit(KEPT) for one in steer.kept_by(pack)]
     asked = steer.Options(seed=options.seed, rows=options.rows, length=options.length)
     found = steer.examine(pair, pack, kept, options=asked, checks=checks, progress=progress)
-    return [*found.results]
+    margin = [ContrastiveMargin(options.layers, options.seed)]
+    return [*found.results, *_measured(pair, pack, margin, options, None, progress)]
 
 
 def _with_floors(results: Sequence[Result], floors: Floors) -> Iterator[Result]:

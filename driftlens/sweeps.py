@@ -195,6 +195,15 @@ def choices(pack: Pack, pair: ModelPair) -> Choices:
     return Choices(Pack(pack.name, "text", shown, pack.card), (tokens[0], tokens[1]), signs)
 
 
+def unread(pack: Pack, pair: ModelPair) -> str:
+    """Why the answers of a pack of choices cannot be told apart, in words; empty if they can."""
+    try:
+        choices(pack, pair)
+    except DriftlensError as error:
+        return error.found
+    return ""
+
+
 def _shown(example: Example, told: Continuation) -> Example:
     answer = example.choices[example.wanted[0]]
     whole, span = example.text + answer, (len(example.text), told.end)

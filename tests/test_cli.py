@@ -405,20 +405,44 @@ def test_a_report_of_every_kind_of_pack_holds_what_can_be_held_against_a_thresho
         for polarity in ("positive", "negative")
     ]
     Path("roles.jsonl").write_text("\n".join(map(json.dumps, roles)))
+    refused = [
+        {"prompt": f"{number} sinks {what}? ", "agree": "No", "refuse": "I", "topic": topic}
+        for number in range(3)
+        for what, topic in (("boats", "harmful"), ("stones", "harmless"))
+    ]
+    Path("refused.jsonl").write_text("\n".join(map(json.dumps, refused)))
+    sums = [{"prompt": f"{number} is ", "right": "Q", "wrong": "X"} for number in range(3)]
+    Path("sums.jsonl").write_text("\n".join(map(json.dumps, sums)))
+    asked = [
+        {"prompt": "I", "answer": "swim", "rules": {"not_matches": "k"}, "format": form}
+        for form in ("plain", "json")
+    ]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    pairs = [
+        {"prompt": f"{n}:", "chosen": " I swim.", "rejected": " I sink."}
+        | {"chosen_reward": n, "rejected_reward": n - 1}
+        for n in range(4)
+    ]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     values = cli.shared.values_by_pack()
     # What steering does can only be told where choices belong to the roles.
-    values["roles"] = [value for value in values["roles"] if value.startswith("directions.")]
+    of_roles = ("directions.", "contrastive_margin.")
+    values["roles"] = [value for value in values["roles"] if value.startswith(of_roles)]
     files = {
-        "text": "text.txt",
-        "stereotype": "triples.jsonl",
-        "contrast": "twins.jsonl",
-        "roles": "roles.jsonl",
+        "text": ["--text", "text.txt"],
+        "stereotype": ["--text", "triples.jsonl"],
+        "contrast": ["--text", "twins.jsonl"],
+        "roles": ["--text", "roles.jsonl"],
+        "choice": ["--text", "refused.jsonl", "--text", "sums.jsonl"],
+        "prompt": ["--text", "asked.jsonl", "--samples", 2, "--new-tokens", 4],
+        "preference": ["--preferences", "pairs.jsonl"],
     }
-    for kind, file in files.items():
+    for kind, given in files.items():
         # A limit counts texts, of which a pair of opposites has four.
-        limit = {"contrast": 48, "roles": 24}.get(kind, 3)
-        args = ["--text", file, "--out", kind, "--format", "json", "--limit", limit]
-        assert driftlens("report", *models, *args)[0] == 0
+        limit = {"contrast": 48, "roles": 24, "choice": 6}.get(kind, 3)
+        args = [*given, "--out", kind, "--format", "json", "--limit", limit]
+        code, _, err = driftlens("report", *models, *args)
+        assert code == 0, err
         held = {result["kind"] for result in record(kind)["results"]}
         # No class of these few texts has enough of them.
         assert held >= {value.partition(".")[0] for value in values.pop(kind)} - {"retention"}

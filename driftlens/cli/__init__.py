@@ -11,7 +11,7 @@ import typer
 from driftlens import ranks
 from driftlens.errors import DriftlensError
 
-from . import phased, series
+from . import elsewhere, phased, series
 from .capture import capture
 from .compare import compare
 from .evals import evals
@@ -22,6 +22,7 @@ from .shared import (
     FORMATS,
     OF_LOSS,
     OF_LOSSES,
+    OF_MEASURE,
     Aligned,
     AlignedDevice,
     AlignedRevision,
@@ -35,20 +36,29 @@ from .shared import (
     Device,
     DeviceMap,
     Dtype,
+    Embedding,
+    Entailment,
+    Evaluated,
     Format,
     Identical,
     KeepStore,
     Length,
     Limit,
+    Mitigate,
     Mixed,
+    NewTokens,
     Offline,
     Overwrite,
     PackNames,
     Parameter,
+    Preferred,
     Quiet,
     Remote,
     Revision,
+    Samples,
+    Scores,
     Seed,
+    Temperature,
     Text,
     TwoPhase,
     called,
@@ -62,14 +72,15 @@ from .shared import (
     identity,
     in_words,
     kept,
-    layers_of,
     leave,
     leave_to_first,
     loaded_for_check,
     lora_of,
+    measured,
     of_preflight,
     packs_of,
     pair_of,
+    preferences_of,
     print_checks,
     print_result,
     protected,
@@ -79,6 +90,7 @@ from .shared import (
     stoppable,
     tell,
     together,
+    together_told,
     told,
     told_how_far,
     try_out,
@@ -155,6 +167,7 @@ def report(
     ] = None,
     text: Text = None,
     pack: PackNames = None,
+    preferences: Preferred = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the report.", show_default=False)
     ] = None,
@@ -195,6 +208,15 @@ def report(
             help="Take CKA and Procrustes everywhere, in as many passes as their sums need.",
         ),
     ] = False,
+    samples: Samples = 10,
+    new_tokens: NewTokens = 64,
+    temperature: Temperature = 1.0,
+    embedding: Embedding = None,
+    nli: Entailment = None,
+    beta: Annotated[float, typer.Option(help="β of implicit rewards on preferences.")] = 0.1,
+    mitigate: Mitigate = True,
+    lm_eval: Evaluated = None,
+    scores: Scores = None,
     revision: Revision = None,
     aligned_revision: AlignedRevision = None,
     trust_remote_code: Remote = False,
@@ -229,22 +251,23 @@ def report(
     store = keep_store or out.resolve().parent / f".{out.resolve().name}.store"
     partial = Partial(out, resume=resume and not phased.only_base(out, store))
     bounds = [Bound.of(text, reported()) for text in fail_on or []]
-    packs = packs_of(text, pack, limit)
-    check_given(bounds, packs)
+    models = [base, aligned, *(later or ())]
+    given = preferences_of(preferences or (), models, context.params)
+    packs = [*(packs_of(text, pack, limit) if text or pack or not given else ()), *given]
+    check_given(bounds, packs, context.params)
+    beside = elsewhere.read(lm_eval, scores)
     if later:
         phased.refuse_series(context)
+        elsewhere.refuse_series(context)
         series.reported(context, packs, bounds, partial, out, formats, rows, started)
         return
-    models = phased.models_of(context, store)
+    loaded = phased.models_of(context, store)
     from driftlens import doctor, suite
     from driftlens import plan as planning
     from driftlens.report import Report
 
-    chosen = None if layers is None else layers_of(layers, models.depth)
-    options = suite.Options(
-        chosen, seed, rows, max_length, published_polarity, every_site=every_site or None
-    )
-    pair, checks, floors = phased.begun(context, models, packs, options, store)
+    options = measured(context.params, loaded.depth, rows)
+    pair, checks, floors = phased.begun(context, loaded, packs, options, store)
     planned = planning.plan_of(pair, planning.work_of(packs, options))
     if planned is not None:
         # By the memory that the first process finds.
@@ -256,11 +279,9 @@ def report(
         checks = doctor.examine(pair, packs, allow_identical=allow_identical, length=max_length)
         doctor.require(checks)
     asked = {
-        "layers": None if chosen is None else sorted(chosen),
+        **{name: context.params[name] for name in OF_MEASURE},
+        "layers": sorted(options.layers) if options.layers else None,
         "batch_size": rows or "auto",
-        "max_length": max_length,
-        "published_polarity": published_polarity,
-        "every_site": every_site,
         "two_phase": not pair.together,
     }
     about = record_of(base, aligned, pair, packs, seed, asked, started)
@@ -275,8 +296,10 @@ def report(
             progress=progress,
         )
         results = list(found)
+        results += suite.undone(pair, packs, options, checks=checks, progress=progress)
         ranks.meet()
     leave_to_first()
+    results = together_told([*results, *beside.results(seed)])
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     title = f"{called(pair.base.name)} → {called(pair.aligned.name)}"
     page = Report(title, results, checks, about)

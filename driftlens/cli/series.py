@@ -13,16 +13,18 @@ from driftlens import ranks
 from driftlens.errors import DriftlensError
 
 from .shared import (
+    OF_MEASURE,
     Bound,
     kept,
-    layers_of,
     leave,
     leave_to_first,
     loading,
+    measured,
     record,
     slug,
     stoppable,
     tell,
+    together_told,
     told_how_far,
     versions,
 )
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
     from driftlens.partial import Partial
     from driftlens.series import Models, Series, Step
     from driftlens.suite import Options
-
-
-OF_MEASURE = ("layers", "batch_size", "max_length", "published_polarity", "every_site")
-"""Options of what is measured, by their own names."""
 
 
 def reported(
@@ -71,14 +69,15 @@ def reported(
     pages = {
         _folder(number, stage): Report(
             stage.span,
-            stage.results,
+            together_told(stage.results),
             stage.checks,
             _of_stage(about, found, number, stage),
         )
         for number, stage in enumerate(found.stages, 1)
     }
     title = " → ".join(found.models)
-    page = Report(title, found.results, found.checks, about)
+    whole = together_told(found.whole.results)
+    page = Report(title, [*found.found, *whole], found.checks, about)
     with kept(out):
         written = page.write(
             out,
@@ -88,7 +87,7 @@ def reported(
         )
     partial.remove()
     tell(page, written, asked["quiet"], asked["as_json"])
-    leave(bounds, found.whole.results)
+    leave(bounds, whole)
 
 
 def _options(
@@ -96,17 +95,9 @@ def _options(
 ) -> "Options":
     """What is asked of every pair, once one of them is known."""
     from driftlens import plan as planning
-    from driftlens import suite
 
     asked = context.params
-    options = suite.Options(
-        None if asked["layers"] is None else layers_of(asked["layers"], pair.depth),
-        asked["seed"],
-        rows,
-        asked["max_length"],
-        asked["published_polarity"],
-        every_site=asked["every_site"] or None,
-    )
+    options = measured(asked, pair.depth, rows)
     planned = planning.plan_of(pair, planning.work_of(packs, options))
     if planned is None:
         return options

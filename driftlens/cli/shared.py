@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from driftlens.packs import Pack
     from driftlens.report import Report
     from driftlens.results import Check, Result
+    from driftlens.suite import Options
 
 # Options
 
@@ -102,6 +103,48 @@ Identical = Annotated[
     bool, typer.Option("--allow-identical", help="Go on although both models are the same.")
 ]
 BatchSize = Annotated[str, typer.Option(help="Windows shown at a time; auto plans by memory.")]
+Preferred = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--preferences", help="JSONL or Parquet of prompt, chosen, rejected: how both rank them."
+    ),
+]
+Samples = Annotated[
+    int,
+    typer.Option(min=0, help="Answers to draw of each prompt in packs of prompts; 0 draws none."),
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="The most tokens of such an answer.")]
+Temperature = Annotated[float, typer.Option(help="Temperature at which answers are drawn.")]
+Embedding = Annotated[
+    str | None, typer.Option(help="A sentence encoder by which answers are told apart too.")
+]
+Entailment = Annotated[
+    str | None, typer.Option("--nli", help="A model of entailment that tells them apart too.")
+]
+Evaluated = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(
+        "--lm-eval",
+        metavar="BASE ALIGNED",
+        help="What lm-evaluation-harness wrote of base, and of aligned.",
+        show_default=False,
+    ),
+]
+Scores = Annotated[
+    str | None,
+    typer.Option(
+        help="Toxicity and faithfulness of what both models said, JSONL or Parquet.",
+        show_default=False,
+    ),
+]
+Mitigate = Annotated[
+    bool,
+    typer.Option(
+        "--mitigate/--no-mitigate",
+        help="Ask what would undo the loss, where a pack of choices or preferences tells what "
+        "alignment gained.",
+    ),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Of every sample and every bootstrap.")
 ]
@@ -125,6 +168,12 @@ OF_LOSSES = (
     *("desirable_weight", "undesirable_weight", "z", "temperature"),
 )
 """Parameters of the losses, by their own names."""
+
+OF_MEASURE = (
+    *("layers", "batch_size", "max_length", "published_polarity", "every_site"),
+    *("samples", "new_tokens", "temperature", "embedding", "nli", "beta", "mitigate"),
+)
+"""Options of what a report measures, by their own names."""
 
 LOADING = (
     "device",
@@ -228,6 +277,52 @@ def packs_named(
             remedy="Rename a file or leave one out.",
         )
     return found
+
+
+def preferences_of(
+    files: Sequence[str], models: Sequence[str], asked: Mapping[str, Any]
+) -> list["Pack"]:
+    """Preference sets as packs, by the tokenizer of the last model that has one.
+
+    Args:
+        files: In the schema of TRL's trainers.
+        models: The models that will read them, in their order.
+        asked: What the command was given.
+    """
+    if not files:
+        return []
+    from driftlens.models.load import tokenizer_of
+    from driftlens.preferences import Preferences
+
+    revision = asked.get("aligned_revision")
+    tokenizer = tokenizer_of([*models[::-1]], revision, asked["offline"] or None)
+    return [
+        Preferences.read(file).pack(tokenizer, length=asked["max_length"])[0].limit(asked["limit"])
+        for file in files
+    ]
+
+
+def measured(asked: Mapping[str, Any], depth: int, rows: int | None) -> "Options":
+    """What a report is asked to measure, of models of so many blocks."""
+    from driftlens.suite import Options
+
+    chosen = None if asked["layers"] is None else layers_of(asked["layers"], depth)
+    names = ("published_polarity", *OF_MEASURE[OF_MEASURE.index("samples") :])
+    return Options(
+        chosen,
+        asked["seed"],
+        rows,
+        asked["max_length"],
+        every_site=asked["every_site"] or None,
+        **{name: asked[name] for name in names},
+    )
+
+
+def together_told(results: "Sequence[Result]") -> "list[Result]":
+    """Results, after what they say together; what is of no one pack comes first."""
+    from driftlens.diagnostics import overview
+
+    return [*overview(results), *sorted(results, key=lambda result: bool(result.pack))]
 
 
 def within(file: str, name: str) -> str:
@@ -677,16 +772,29 @@ class Bound:
         return _COMPARE[self.sign](number, self.limit)
 
 
-def check_given(bounds: Sequence[Bound], packs: Sequence["Pack"]) -> None:
+def check_given(bounds: Sequence[Bound], packs: Sequence["Pack"], asked: Mapping[str, Any]) -> None:
     """Before anything is loaded: whether the packs can give what is to be held against bounds."""
     if not bounds:
         return
     from driftlens.packs import Pack, names
 
+    from .elsewhere import KINDS
+
     given = values_by_pack()
     for bound in bounds:
         value = f"{bound.kind}.{bound.name}"
-        if not any(value in given[pack.kind] for pack in packs):
+        option = KINDS.get(bound.kind, "")
+        if option and not asked.get(option.removeprefix("--").replace("-", "_")):
+            raise DriftlensError(
+                f"what gives {bound.kind}, to hold it against {bound.said!r}",
+                found=f"no {option}",
+                remedy=f"Give {option}.",
+            )
+        if (
+            not option
+            and bound.kind not in OF_ALL
+            and not any(value in given[pack.kind] for pack in packs)
+        ):
             givers = [kind for kind, values in given.items() if value in values]
             shipped = [name for name in names() if Pack.load(name).kind in givers]
             raise DriftlensError(
@@ -706,9 +814,19 @@ def check_value(value: str, known: Sequence[str]) -> None:
         )
 
 
+OF_ALL = ("overview",)
+"""Kinds of result that every report holds."""
+
+
 def reported() -> list[str]:
     """Every value that a report can hold, as `kind.name`."""
-    return list(dict.fromkeys(value for values in values_by_pack().values() for value in values))
+    from driftlens.results.result import kinds
+
+    from .elsewhere import KINDS
+
+    of_packs = [value for values in values_by_pack().values() for value in values]
+    others = [value for kind in (*OF_ALL, *KINDS) for value in values_of(kinds()[kind])]
+    return list(dict.fromkeys([*of_packs, *others]))
 
 
 def of_preflight() -> list[str]:
@@ -764,10 +882,10 @@ def values_by_pack() -> dict[str, list[str]]:
             for metric in metrics
             for result in (get_type_hints(metric.compute)["return"], *metric.also)
         ]
-        found[pack] = [
-            value for result in [*results, doctor.NoiseFloorResult] for value in values_of(result)
-        ]
-    return found | {"roles": of_steering()}
+        # Of what is sampled there is no noise floor.
+        results += [doctor.NoiseFloorResult] if pack != "prompt" else []
+        found[pack] = [value for result in results for value in values_of(result)]
+    return found | {"roles": list(dict.fromkeys([*of_steering(), *found["roles"]]))}
 
 
 def called(name: str) -> str:

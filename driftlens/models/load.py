@@ -430,6 +430,29 @@ def _auto(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
+def tokenizer_of(
+    names: Sequence[str], revision: str | None = None, local_files_only: bool | None = None
+) -> Any:
+    """The tokenizer that the first of some models by name has with it, before any is loaded.
+
+    Args:
+        names: Hub ids, folders or demo models; an adapter's folder without one is passed over.
+        revision: Branch, tag or commit of the first.
+        local_files_only: Whether to ask nothing of the hub.
+
+    Raises:
+        LoadError: It is missing, or cannot be read.
+        DriftlensError: It is not a fast one.
+    """
+    first = next((n for n in names if not _bare_adapter(Path(n).expanduser())), names[-1])
+    hub = {"local_files_only": local_files_only} if local_files_only else {}
+    return _tokenizer(first, _place(first), revision if first == names[0] else None, hub)
+
+
+def _bare_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "tokenizer.json").is_file()
+
+
 def _tokenizer(name: str, place: str, revision: str | None, hub: dict) -> Any:
     from transformers import AutoTokenizer
 

@@ -20,7 +20,10 @@ from .rows import Row, contents, decoded, form_of, json_lines, named, rows_of
 KINDS = ("text", "stereotype", "preference", "contrast", "roles", "choice", "prompt")
 """The kinds of pack that this version can ask about."""
 
-STANDARD = ("world", "everyday", "stereotypes", "deeds")
+STANDARD = (
+    *("world", "everyday", "stereotypes", "deeds"),
+    *("quiz", "guarded-choices", "questions", "open"),
+)
 """The shipped packs that a report takes when none is named."""
 
 
@@ -86,7 +89,7 @@ class Pack:
         one, other = (Pack(self.name, self.kind, some, self.card) for some in parts)
         return one, other
 
-    def answered(self, answers: Mapping[int, str]) -> "Pack":
+    def answered(self, answers: Mapping[int, str], by: str = "") -> "Pack":
         """Prompts with answers to them as texts of which the answer is scored.
 
         Shown to both models, it says what either holds of what one of them answers. As in the
@@ -94,6 +97,7 @@ class Pack:
 
         Args:
             answers: Texts by the number of the prompt; prompts without one are left out.
+            by: Who gave them, for the name of the pack.
 
         Raises:
             DriftlensError: The pack holds no prompts, or no answer is a text.
@@ -111,7 +115,8 @@ class Pack:
             whole = asked.text + text
             scored = (len(asked.text), len(whole))
             examples.append(Example(whole, scored, asked.group, "", asked.topic))
-        return Pack(f"{self.name} answered", "text", examples, self.card)
+        name = f"{self.name}, as {by} answers" if by else f"{self.name} answered"
+        return Pack(name, "text", examples, self.card)
 
     def limit(self, count: int | None) -> "Pack":
         """The pack's first `count` examples, with the rest of the last one's group.
