@@ -91,6 +91,8 @@ class Work:
     length: int = LENGTH
     """The longest window."""
     options: suite.Options = suite.Options()
+    prompts: int = 0
+    """Of the documents, those that are to be answered."""
 
 
 @dataclass(frozen=True)
@@ -477,6 +479,10 @@ def operations(base: Shape, aligned: Shape, work: Work, passes: int) -> dict[str
     forward = sum(runs)
     both = forward + base.readout + aligned.readout
     found = {"both models": both * work.tokens}
+    if work.prompts and work.options.samples:
+        # Each answer reads its prompt, and then runs token by token.
+        drawn = work.prompts * (work.options.samples + 1)
+        found["answers"] = drawn * (forward * length + both * work.options.new_tokens)
     if "text" not in work.kinds:
         return found
     # Each boundary is resumed above it: half of a model as a mean, and read out once.
@@ -621,4 +627,5 @@ def work_of(packs: Sequence[Pack], options: suite.Options) -> Work:
         kinds=tuple(dict.fromkeys(pack.kind for pack in packs)),
         length=min(options.length or LENGTH, max(sizes)),
         options=options,
+        prompts=sum(len(pack.examples) for pack in packs if pack.kind == "prompt"),
     )

@@ -20,6 +20,7 @@ from driftlens.diagnostics.drift import PARTS, Drift, sums_bytes
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.metric import measure
 from driftlens.models import ModelPair, every, shape
+from driftlens.packs import Example, Pack
 from driftlens.plan import Machine, Work
 
 LLAMA = {
@@ -304,3 +305,15 @@ def test_what_cannot_be_run_here_is_simulated():
     said = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     assert "70 B, 1,000,000,000 tokens, 64 × 8 of 80 GB: peak of a device, GB" in said
     assert "(assumed)" in said
+
+
+def test_answers_are_counted_token_by_token():
+    asked = Pack("asked", "prompt", [Example("What is it?")] * 3)
+    work = plan.work_of([asked], suite.Options(samples=4, new_tokens=5))
+    found = plan.operations(LARGE, LARGE, work, 1)
+    silent = replace(work, options=suite.Options(samples=0))
+    none = plan.operations(LARGE, LARGE, silent, 1)
+    assert none.keys() == {"both models"}
+    # Three prompts, the greedy answer among five, a prompt of three tokens and five new ones.
+    both, read = none["both models"] / work.tokens, 2 * LARGE.forward(3)
+    assert found["answers"] == pytest.approx(3 * 5 * (read * 3 + both * 5))

@@ -38,16 +38,22 @@ def test_its_python_for_two_models_runs_as_it_stands(tmp_path):
 
 @pytest.mark.slow
 def test_its_python_for_probes_runs_as_it_stands(tmp_path):
-    *_, probes, _, _, _ = blocks("python")
+    *_, probes, _, _, _, _ = blocks("python")
     assert "strong polarity" in run(probes, tmp_path)
 
 
 @pytest.mark.slow
 def test_its_python_for_steering_runs_as_it_stands(tmp_path):
-    *_, steering, _, _ = blocks("python")
+    *_, steering, _, _, _ = blocks("python")
     said = run(steering, tmp_path)
     assert "Steering the model at the stream after block 3" in said
     assert "User: Where does Mira live?" in said
+
+
+@pytest.mark.slow
+def test_its_python_for_what_would_undo_it_runs_as_it_stands(tmp_path):
+    *_, undone, _, _ = blocks("python")
+    assert "of the alignment" in run(undone, tmp_path)
 
 
 def test_its_python_for_live_objects_runs_as_it_stands(tmp_path):
@@ -66,11 +72,12 @@ def test_its_commands_name_options_that_exist():
     from driftlens.cli import app
 
     commands = get_command(app).commands
-    for group in ("probe", "steer"):
+    for group in ("probe", "steer", "evals"):
         inside = commands.pop(group).commands
         commands |= {f"{group} {name}": one for name, one in inside.items()}
-    # Its name goes without saying.
+    # Their names go without saying.
     commands["steer"] = commands["steer measure"]
+    commands["evals"] = commands["evals read"]
     written = "\n".join(blocks("sh"))
     names = "|".join(sorted(map(re.escape, commands), key=len, reverse=True))
     called = re.findall(rf"^driftlens ({names})\b(.*)$", written, re.MULTILINE)
