@@ -767,3 +767,15 @@ def test_results_are_of_known_kinds():
     _, found = whole()
     kinds = {type(result) for result in found.results}
     assert kinds == {MitigationResult, MitigationConflictResult, MitigationStepsResult}
+
+
+def test_of_refusals_only_what_is_to_be_refused_tells_of_alignment():
+    from driftlens.mitigation.axes import _to_refuse
+
+    asked = [Example(f"{n}?", topic=topic) for n, topic in enumerate(("harmful", "harmless") * 2)]
+    kept, said = _to_refuse(Pack("asked", "choice", asked))
+    assert [example.text for example in kept.examples] == ["0?", "2?"]
+    assert said == "Only what is to be refused counts, 2 of 4 prompts."
+    for one in (asked[:1], asked[1:2]):
+        pack = Pack("asked", "choice", one)
+        assert _to_refuse(pack) == (pack, "")

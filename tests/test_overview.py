@@ -85,7 +85,7 @@ def test_layers_are_told_as_parts_of_a_clear_change():
     assert isinstance(layers, OverviewLayersResult)
     np.testing.assert_allclose(layers.share, np.array([0, 0.02, 0.14, 0.05, -0.01]) / 0.2)
     assert layers.share.sum() == pytest.approx(1)
-    assert "block 1, 70%" in layers.summary()
+    assert "block 1 (70%)" in layers.summary()
 
 
 def test_layers_of_what_may_be_nothing_are_left_out():
@@ -116,10 +116,23 @@ def test_the_first_sentence_tells_what_changed_and_no_more():
         "lost 0.20 ± 0.10 nats a token on mine; answers 40% of prompts in one way alone, where "
         "base did 10%"
     )
-    assert whole.single_change == (0.3, 0.2, 0.4)
-    assert isnan(whole.shifted_share.value)
+    assert whole.one_way_answers_rise == (0.3, 0.2, 0.4)
+    assert isnan(whole.new_first_choices.value)
     quiet = overview([lost(0.0, 0.0, 0.0)])[0]
-    assert quiet.headline() == "no loss that can be told from noise"
+    assert quiet.headline() == "no loss on mine that can be told from noise"
+
+
+def test_style_is_told_of_its_own_answers_where_they_were_sampled():
+    found = [
+        made(TokenShiftResult, pack=pack, shifted_share=Estimate(share, share / 2, 2 * share))
+        for pack, share in (("mine", 0.1), ("asked, as aligned answers", 0.2))
+    ]
+    whole = overview(found)[0]
+    assert whole.new_first_choices.value == 0.2
+    assert (
+        whole.headline() == "20% of its first choices are new to base on asked, as aligned answers"
+    )
+    assert overview(found[:1])[0].new_first_choices.value == 0.1
 
 
 def test_it_survives_the_store_and_opens_the_page(tmp_path):

@@ -134,6 +134,7 @@ class OverviewResult(Result):
     kind = "overview"
     title = "What alignment did"
     opened = True
+    unsaid = ("told",)
     over = "What alignment cost, and what it changed"
     how = """
 Every row is the headline figure of a result below, which says how it was measured: base, aligned, \
@@ -148,10 +149,11 @@ once more, and the rows are not weighed against each other.
     """Rise in loss on the first pack of text."""
     overconfidence_change: Estimate = value("probability")
     """Change of confidence − accuracy there."""
-    single_change: Estimate = value("of prompts")
+    one_way_answers_rise: Estimate = value("of prompts")
     """Change of the share of prompts that are answered in one way alone."""
-    shifted_share: Estimate = value("of tokens")
-    """Share of aligned's first choices that base holds fourth or less likely."""
+    new_first_choices: Estimate = value("of tokens")
+    """Share of aligned's first choices, on its own answers if they were sampled, that base holds
+    fourth or less likely."""
     entropy_change: Estimate = value("nats/token")
     """Change of the entropy of the next token on the first pack of text."""
 
@@ -217,10 +219,10 @@ clearly are left out, for parts of what may be nothing mean nothing.
     def summary(self) -> str:
         """Of each symptom the stage with the largest share."""
         said = [
-            f"{name} on {on}: {_called(str(stages[shares.argmax()]))}, {shares.max():.0%}"
+            f"{name} on {on}, {_called(str(stages[shares.argmax()]))} ({shares.max():.0%})"
             for name, on, stages, shares in self._profiles()
         ]
-        return f"Most of each change lies in one place. {'; '.join(said)}." if said else "None."
+        return f"The largest share of each change: {'; '.join(said)}." if said else "None."
 
     def figure(self):
         """Shares by symptom and layer."""
@@ -285,8 +287,8 @@ OWN = "as aligned answers"
 FIGURES = {
     "loss_rise": LOSS,
     "overconfidence_change": SURE,
-    "single_change": ALIKE,
-    "shifted_share": STYLE,
+    "one_way_answers_rise": ALIKE,
+    "new_first_choices": STYLE,
     "entropy_change": LESS,
 }
 """The values of the result, and the symptoms that they are of."""
@@ -301,9 +303,7 @@ def overview(results: Sequence[Result]) -> list[Result]:
     rows = list(_rows(results))
     if not rows:
         return []
-    first = {
-        name: next((r for r in rows if r.symptom.name == of), None) for name, of in FIGURES.items()
-    }
+    first = {name: _first(rows, of) for name, of in FIGURES.items()}
     cells = list(zip(*(row.cells() for row in rows), strict=True))
     floors = {
         name: row.result.floor[row.symptom.change]
@@ -395,20 +395,29 @@ def _told(rows: Sequence[_Row], results: Sequence[Result]) -> str:
     return "; ".join(_clauses(rows, results))
 
 
+def _first(rows: Sequence[_Row], name: str) -> _Row | None:
+    """Of a symptom the row of the pack that came first; of style that of its own answers."""
+    mine = [row for row in rows if row.symptom.name == name]
+    own = [row for row in mine if name == STYLE and row.on.endswith(OWN)]
+    return next(iter([*own, *mine]), None)
+
+
 def _clauses(rows: Sequence[_Row], results: Sequence[Result]) -> Iterator[str]:
     for symptom in SYMPTOMS:
-        # Of each symptom the pack that was named first, and of style its own answers.
-        mine = [row for row in rows if row.symptom is symptom and row.reads != UNCLEAR]
-        if mine and symptom.name in CLAUSES:
-            own = [row for row in mine if row.on.endswith(OWN)]
-            row = own[0] if own and symptom.name == STYLE else mine[0]
+        row = _first(rows, symptom.name)
+        if row is None or symptom.name not in CLAUSES:
+            continue
+        if row.reads != UNCLEAR:
             yield CLAUSES[symptom.name](row, results)
-        elif symptom.name == LOSS and any(row.symptom is symptom for row in rows):
-            yield "no loss that can be told from noise"
+        elif symptom.name == LOSS:
+            yield f"no loss on {row.on} that can be told from noise"
 
 
 def _lost(row: _Row, results: Sequence[Result]) -> str:
     beside = [r.headline() for r in results if r.kind == "token_kinds" and r.pack == row.on]
+    # Which token suffered most, of all that is said there.
+    beside = [said.rpartition("hardest on ")[2] for said in beside if "hardest on " in said]
+    beside = [f"hardest on {name}" for name in beside]
     where = _where(row.shares)
     verb = "lost" if row.change.value > 0 else "gained"
     said = f"{verb} {_size(row.change)} nats a token on {row.on}"

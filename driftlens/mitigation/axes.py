@@ -1,12 +1,13 @@
 """The two aims, as packs read them: what a model can, and how aligned it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from driftlens.diagnostics.safety import HARMFUL, is_harmful
 from driftlens.errors import DriftlensError
 from driftlens.formulas.streams import PerDocument
 from driftlens.metric import Metric, even_part, measure
@@ -95,7 +96,9 @@ def axis_of(pair: ModelPair, pack: Pack, aligning: bool, options: Options) -> Ax
             found=f"{pack.name} of kind {pack.kind}",
             remedy=f"Give --{aim} one that `driftlens packs` lists so, or a file of such rows.",
         )
+    pack, left = _to_refuse(pack) if aligning else (pack, "")
     part, said = even_part(pair, pack, options.tokens, options.length)
+    said = " ".join(filter(None, [left, said]))
     if not pair.encoder(part, options.length).same:
         raise DriftlensError(
             "two tokenizers that cut the text into the same tokens, as one net reads it",
@@ -113,6 +116,16 @@ def axis_of(pair: ModelPair, pack: Pack, aligning: bool, options: Options) -> Ax
     if aligning:
         return make("P(agree) − P(refuse)", choices(part, pair), "behaviour", "behaviour")
     return make("fall of P(right) [probability]", choices(part, pair), "right", "right")
+
+
+def _to_refuse(pack: Pack) -> tuple[Pack, str]:
+    """Of a pack of refusals what is to be refused, and what to say of that."""
+    harmful = is_harmful(pack, HARMFUL)
+    if pack.kind != "choice" or harmful.all() or not harmful.any():
+        return pack, ""
+    kept = [one for one, mine in zip(pack.examples, harmful, strict=True) if mine]
+    said = f"Only what is to be refused counts, {len(kept)} of {len(harmful)} prompts."
+    return replace(pack, examples=kept), said
 
 
 def shown(pair: ModelPair, packs: Sequence[Pack], options: Options) -> list[Pack]:

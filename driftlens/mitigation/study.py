@@ -365,7 +365,7 @@ class _Study:
         yield WhatIf(
             "spectral",
             "edge",
-            "keeping of each change of a matrix what stands out of its noise",
+            "spectral repair",
             instead=repair,
             detail=repair.detail,
         )

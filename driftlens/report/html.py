@@ -78,7 +78,8 @@ class Section:
 
     def facts(self) -> dict[str, Any]:
         """The facts that are no numbers."""
-        return {name: fact for name, fact in self.result.to_json()["facts"].items() if fact}
+        facts = self.result.to_json()["facts"].items()
+        return {name: fact for name, fact in facts if fact and name not in self.result.unsaid}
 
     def explanation(self) -> list[tuple[str, str]]:
         """How it was measured: each paragraph, and whether it is prose or a formula."""

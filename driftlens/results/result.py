@@ -98,6 +98,9 @@ class Result:
     opened: ClassVar[bool] = False
     """Whether its table stands open on the page."""
 
+    unsaid: ClassVar[tuple[str, ...]] = ()
+    """Facts that the page has no need to list."""
+
     pack: str = field(default="", kw_only=True)
     """Name of the pack it was measured on."""
 
