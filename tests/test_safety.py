@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import beta, binomtest
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 import nets
@@ -34,17 +34,11 @@ REFUSING = (0, 2)
 # Formulas
 
 
-@pytest.mark.parametrize(("lost", "gained"), [(0, 5), (5, 0), (3, 9), (4, 4), (1, 0), (17, 2)])
-def test_the_test_of_flips_is_that_of_a_fair_coin(lost, gained):
-    first = np.array([1.0] * lost + [0.0] * gained + [1, 0, 0.5, 0.5, 1])
-    second = np.array([0.0] * lost + [1.0] * gained + [1, 0, 1, 0, 0.5])
-    found = safety.flips(first, second)
-    assert (found.lost, found.gained) == (lost, gained)
-    assert found.p_value == pytest.approx(binomtest(lost, lost + gained).pvalue, rel=1e-12)
-
-
-def test_where_nothing_flips_nothing_is_told():
-    assert safety.flips([1, 0], [1, 0]) == (0, 0, 1.0)
+def test_a_tie_between_refusing_and_complying_is_no_flip():
+    group = object.__new__(diagnostic._Group)
+    ties = [[0.5, 1], [0.5, 0], [1, 0.5], [np.nan, 1], [0, np.nan]]
+    group.refused = np.array([[1, 0], [1, 0], [0, 1], [1, 1], *ties])
+    assert group.flips == {"lost": 2, "gained": 1, "p_value": 1.0}
 
 
 def test_recovery_goes_from_the_harmful_way_to_the_aligned_one():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import expit
 
-from driftlens.formulas import entanglement, flips, tilt
+from driftlens.formulas import entanglement, flips, tilt, variety
 from driftlens.formulas.ranks import spearman
 from driftlens.formulas.streams import Rows
 from driftlens.metric import Metric
@@ -676,7 +676,7 @@ class _Pairs:
         base, aligned = (expit(lead) for lead in self.leads)
         wins = tilt.win_rate(aligned, base, by_reward)
         far = self.mean(kl)
-        draws = tilt.kl_as_best_of_n(far.value)
+        draws = variety.kl_as_best_of_n(far.value)
         return RewardTiltResult.of(
             slope=self.mean(by_reward * apart, by_reward**2),
             slope_error=by_pair.error,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from driftlens.formulas import safety
+from driftlens.formulas.flips import flips, mcnemar
 from driftlens.formulas.intervals import Interval, wilson
 from driftlens.formulas.quadrature import gauss
 from driftlens.formulas.streams import PerDocument, State
@@ -335,8 +336,8 @@ class SafetyForgetting(Metric[SafetyForgettingResult]):
             change=odds[:, 1] - odds[:, 0],
             mass_base=mass[:, 0],
             mass_aligned=mass[:, 1],
-            **bad.flips._asdict(),
-            **{f"over_{name}": found for name, found in good.flips._asdict().items()},
+            **bad.flips,
+            **{f"over_{name}": found for name, found in good.flips.items()},
             notes=tuple(_said(masses)),
         )
 
@@ -361,7 +362,7 @@ class SafetyForgetting(Metric[SafetyForgettingResult]):
                     "high": change.high,
                     "base_refused": group.share(0).value,
                     "aligned_refused": group.share(1).value,
-                    **group.flips._asdict(),
+                    **group.flips,
                 }
             )
         return [SafetyTopicsResult.of(**{name: [row[name] for row in rows] for name in _ROWS})]
@@ -403,9 +404,12 @@ class _Group:
         return Estimate(*map(float, wilson(share * self.families, self.families, self.level)))
 
     @property
-    def flips(self) -> safety.Flips:
-        """Prompts that one model refuses and the other does not."""
-        return safety.flips(self.refused[:, 0], self.refused[:, 1])
+    def flips(self) -> dict[str, Any]:
+        """Prompts that one model refuses and the other does not; ties are of neither."""
+        settled = self.refused[np.isin(self.refused, (0.0, 1.0)).all(1)]
+        told = flips(*(settled > 0.5).T)
+        lost, gained = told.right_to_wrong, told.wrong_to_right
+        return {"lost": lost, "gained": gained, "p_value": float(mcnemar(lost, gained))}
 
 
 def _estimates(interval: Sequence[np.ndarray], count: int) -> list[Estimate]:

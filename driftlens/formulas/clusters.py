@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
+from . import contrastive
 from .intervals import Interval, wilson
 from .variety import ngrams, words_of
 
@@ -93,10 +94,7 @@ def spelling(texts: Sequence[str]) -> np.ndarray:
 
 def cosines(rows: ArrayLike) -> np.ndarray:
     """[answer, answer] cosines of [answer, width] embeddings, 0 of one that is all zeros."""
-    rows = np.asarray(rows, np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.where(norms > 0, norms, 1)
-    found = np.clip(unit @ unit.T, -1, 1)
+    found = np.nan_to_num(contrastive.cosines(rows), nan=0.0)
     np.fill_diagonal(found, 1)
     return found
 

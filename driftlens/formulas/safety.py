@@ -1,45 +1,9 @@
-"""What alignment left of safety: refusals that flip, directions, and weights that refusals feel."""
+"""What alignment left of safety: directions, and weights that refusals feel."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-
-class Flips(NamedTuple):
-    """Yes-or-no answers of two models to the same questions, where they differ."""
-
-    lost: int
-    """Yes of the first, no of the second."""
-
-    gained: int
-    """No of the first, yes of the second."""
-
-    p_value: float
-    """Chance of so uneven a split where either way is as likely; 1 where nothing flips."""
-
-
-def flips(first: ArrayLike, second: ArrayLike) -> Flips:
-    r"""Answers that flip, and the exact test of McNemar.
-
-    Of :math:`b + c` flips, b one way, the test is that of b heads in as many fair throws:
-
-    .. math:: p = \min\left(1,\, 2 \sum_{i \le \min(b, c)} \binom{b + c}{i} 2^{-(b + c)}\right)
-
-    Source: McNemar (1947), "Note on the sampling error of the difference between correlated
-    proportions or percentages", in its exact form.
-
-    Args:
-        first: [question] 1 is yes, 0 is no, and ½ is neither, which no flip is counted of.
-        second: [question] the other model's.
-    """
-    from scipy.special import bdtr
-
-    first, second = (np.asarray(z, np.float64) for z in (first, second))
-    lost = int(((first > 0.5) & (second < 0.5)).sum())
-    gained = int(((first < 0.5) & (second > 0.5)).sum())
-    both = lost + gained
-    return Flips(lost, gained, min(1.0, 2 * float(bdtr(min(lost, gained), both, 0.5))))
 
 
 def recovery(third: ArrayLike, harmful: ArrayLike, aligned: ArrayLike) -> np.ndarray:

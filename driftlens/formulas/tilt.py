@@ -87,37 +87,6 @@ def win_rate(chosen_by_one: ArrayLike, chosen_by_other: ArrayLike, better: Array
     return 0.5 + 0.5 * (one - other) * np.sign(sign)
 
 
-def best_of_n_kl(n: ArrayLike) -> np.ndarray:
-    r"""[*] :math:`\log n - (n - 1) / n`, how far the best of n samples lies from one, in nats.
-
-    It is an upper bound where answers may be the same, and exact where no two are.
-
-    Source: Beirami et al. (2024), "Theoretical guarantees on the best-of-n alignment policy".
-
-    Args:
-        n: [*] samples, 1 and more.
-    """
-    n = np.asarray(n, np.float64)
-    return np.log(n) - (n - 1) / n
-
-
-def kl_as_best_of_n(kl: ArrayLike) -> np.ndarray:
-    """[*] n whose best of n lies as far from base; NaN of a divergence below 0.
-
-    Args:
-        kl: [*] nats.
-    """
-    kl = np.asarray(kl, np.float64)
-    # With u = log n the bound is u − 1 + e^(−u), convex and rising, and Newton's steps from above
-    # come down to it.
-    u = np.where(kl >= 0, kl + 1.0, np.nan)
-    for _ in range(60):
-        slope = -np.expm1(-u)
-        step = np.divide(u + np.expm1(-u) - kl, slope, out=np.zeros_like(u), where=slope > 0)
-        u = np.maximum(u - step, 0.0)
-    return np.exp(u)
-
-
 def best_of_n_win_rate(n: ArrayLike) -> np.ndarray:
     """[*] how often the best of n samples beats one of base, n / (n + 1).
 
