@@ -22,7 +22,16 @@ from .budget import (
     fitting,
     per_token,
 )
-from .diagnostics import drift, forgetting, lens, tokens
+from .diagnostics import (
+    calibration,
+    drift,
+    entropy,
+    forgetting,
+    lens,
+    symptoms,
+    token_shift,
+    tokens,
+)
 from .diagnostics.drift import Group, grouped, sums_bytes
 from .diagnostics.retention import STATES_BYTES
 from .errors import DriftlensError
@@ -409,12 +418,21 @@ def host(shape: Shape, work: Work) -> dict[str, int]:
 
 def _columns(depth: int, sites: int) -> int:
     """Numbers kept for each document of a text pack."""
-    # By forgetting, its layers, the sweep both ways, its kinds of tokens, and drift.
+    stages = depth + 2
     return (
         len(forgetting.SUMS)
-        + (2 + 2 * (depth + 2))
-        + (2 + 3 * (depth + 1))
+        # Its layers, the sweep both ways, and what else changes in it.
+        + (2 + 2 * stages)
+        + (2 + 3 * (stages - 1))
+        + (1 + len(symptoms.SYMPTOMS) * (1 + 2 * stages))
         + 3 * len(tokens.KINDS)
+        # Of places, those that a document has: of a long one all.
+        + len(token_shift.PLACES) * len(token_shift.STATISTICS)
+        + 2 * len(token_shift.FIRSTS)
+        + token_shift.CHANGES
+        + calibration.SUMS
+        + calibration.LOSSES
+        + len(entropy.PARTS) * len(entropy.SUMS)
         + 2 * sites
     )
 

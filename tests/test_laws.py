@@ -436,6 +436,7 @@ def test_a_result_survives_the_store(make, kind, of, tmp_path):
     assert same(Report.read(tmp_path / "report").results[0], found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [pair, itself])
 def test_every_result_says_what_it_found_and_is_drawn(of, tmp_path):
     found = [result(make, kind, of=of) for make, kind in EVERY]
@@ -443,6 +444,7 @@ def test_every_result_says_what_it_found_and_is_drawn(of, tmp_path):
     Report("base → aligned", found).write(tmp_path / "report")
 
 
+@pytest.mark.slow
 def test_measuring_is_feeding_every_metric_every_frame():
     makers = METRICS["text"]
     results = measure(pair(), pack("text"), [make() for make in makers], rows=2, length=LENGTH)

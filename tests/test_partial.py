@@ -85,6 +85,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(batches, pair, undis
     assert all(map(same, resumed, undisturbed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", nets.some([1, 4, 9], [4]))
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(batches, pair, undisturbed, tmp_path):
     with pytest.raises(PowerCut):
@@ -93,6 +94,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(batches, pair, undist
     assert all(map(same, resumed, undisturbed))
 
 
+@pytest.mark.slow
 def test_keeping_work_changes_nothing_but_the_last_digits(pair, undisturbed):
     for kept, free in zip(undisturbed, suite.examine(pair, PACKS, OPTIONS), strict=True):
         for name, column in free.columns().items():
@@ -101,6 +103,7 @@ def test_keeping_work_changes_nothing_but_the_last_digits(pair, undisturbed):
                 np.testing.assert_allclose(kept.columns()[name], column, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_was_done_is_not_done_again(pair, tmp_path):
     whole = []
     list(suite.examine(pair, PACKS, OPTIONS, progress=lambda *what: whole.append(what)))

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import nets
 from driftlens import cli, plan, suite
 from driftlens.cli.plan import bytes_of
+from driftlens.diagnostics import token_shift
 from driftlens.diagnostics.drift import PARTS, Drift, sums_bytes
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.metric import measure
@@ -177,8 +178,9 @@ def test_sums_of_documents_are_as_many_as_metrics_keep():
         if name.endswith("/sums") and len(some) == len(nets.TEXTS)
     )
     sites = len(every(range(pair.depth), *PARTS))
-    # The sums by site of drift are not by document.
-    assert kept == plan._columns(pair.depth, sites) * len(nets.TEXTS)
+    # The sums by site of drift are not by document, and those of a shift also by place.
+    places = len(token_shift.PLACES) * len(token_shift.STATISTICS)
+    assert kept == (plan._columns(pair.depth, sites) - places) * len(nets.TEXTS)
 
 
 def test_sums_of_cka_are_as_large_as_drift_holds():

@@ -21,7 +21,6 @@ import torch
 import nets
 from driftlens import cli, preflight, suite
 from driftlens.diagnostics import Entanglement, FirstStep, TokenMap
-from driftlens.errors import DriftlensError
 from driftlens.formulas.preferences import NPO, SimPO
 from driftlens.metric import measure
 from driftlens.models import ModelPair
@@ -576,17 +575,16 @@ def test_an_interrupt_says_that_nothing_was_written(where, check, monkeypatch):
     assert left() == ["set.jsonl"]
 
 
-def test_preferences_are_not_what_two_models_are_compared_on(models):
+def test_of_preferences_two_models_are_asked_how_they_rank_them(models):
     pair = ModelPair.alone(models[0])
     pack = Pack(
         "pairs",
         "preference",
         [Example("I swim.", (2, 7), 0, "chosen"), Example("I sink.", (2, 7), 0, "rejected")],
     )
-    with pytest.raises(DriftlensError, match="driftlens check"):
-        list(suite.examine(pair, [pack]))
-    with pytest.raises(DriftlensError, match="driftlens check"):
-        suite.applicable(pair, pair.encoder(pack), suite.Options())
+    kinds = [result.kind for result in suite.examine(pair, [pack])]
+    assert kinds[0] == "ranking"
+    assert not {"forgetting", "entanglement"} & set(kinds)
 
 
 def test_help_is_a_sentence_and_names_the_options(driftlens):

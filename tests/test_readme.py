@@ -56,11 +56,13 @@ def test_its_python_for_what_would_undo_it_runs_as_it_stands(tmp_path):
     assert "of the alignment" in run(undone, tmp_path)
 
 
+@pytest.mark.slow
 def test_its_python_for_live_objects_runs_as_it_stands(tmp_path):
     *_, live, _ = blocks("python")
     assert "tensor([[" in run(live, tmp_path)
 
 
+@pytest.mark.slow
 def test_its_python_for_captured_states_runs_as_it_stands(tmp_path):
     *_, captured = blocks("python")
     assert 0.5 < float(run(captured, tmp_path)) <= 1

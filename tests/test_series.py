@@ -234,6 +234,7 @@ class PowerCut(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_series_that_was_cut_short_goes_on_to_the_same_and_loads_nothing_twice(
     trio, found, tmp_path, monkeypatch
 ):

@@ -26,6 +26,12 @@ SIDES = ("base", "aligned")
 MEANS = ("confidence", "accuracy", "brier", "nll")
 """What is averaged over all tokens or items, besides their bins."""
 
+SUMS = 1 + 2 * len(MEANS) + 2 + 2 * BINS * 3
+"""Numbers kept for each document: its tokens, means, flips and bins."""
+
+LOSSES = 1 + 2 * len(BETAS) * 3
+"""The same of the tokens that are read at other temperatures."""
+
 ROWS = 50_000
 """Tokens kept one by one, for bins of equal mass."""
 
@@ -439,8 +445,8 @@ class Calibration(_Calibrated):
     def __init__(self, seed: int = 0, tempered: int = TEMPERED, rows: int = ROWS) -> None:
         self.seed, self.tempered, self.kept = seed, tempered, rows
         self.shares = (1.0, 1.0)
-        self.sums = PerDocument(1 + 2 * len(MEANS) + 2 + 2 * BINS * 3)
-        self.losses = PerDocument(1 + 2 * len(BETAS) * 3)
+        self.sums = PerDocument(SUMS)
+        self.losses = PerDocument(LOSSES)
         numbers = dict.fromkeys(("document", "position"), np.int64)
         names = [f"{side}_{what}" for side in SIDES for what in ("confidence", "hit")]
         columns = {**numbers, **dict.fromkeys(names, np.float64)}

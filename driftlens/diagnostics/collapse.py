@@ -268,6 +268,7 @@ class PreferenceCollapse(Metric[PreferenceCollapseResult]):
 def _fitted(means: np.ndarray) -> np.ndarray:
     """[2] slope and intercept, of the means of x, y, x² and xy."""
     x, y, xx, xy = means
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = (xy - x * y) / (xx - x * x)
+    spread = xx - x * x
+    # Items that are all alike to base have no line through them.
+    slope = (xy - x * y) / spread if spread > 0 else np.nan
     return np.array([slope, y - slope * x])

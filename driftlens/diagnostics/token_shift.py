@@ -32,6 +32,9 @@ POSITIONS = {"1": 0, "2": 1, "3–5": 2, "6–10": 5, "11–20": 10, "later": 20
 FIRSTS = (5, 10, 20)
 """How many of a document's first scored tokens are looked at by themselves."""
 
+CHANGES = 2
+"""Numbers kept for each document of the first choices that changed."""
+
 STATISTICS = (
     "tokens",
     *shift.CLASSES,
@@ -459,7 +462,7 @@ class ShiftedTokens(Metric[ShiftedTokensResult]):
     def __init__(self, rows: int = KEPT, seed: int = 0) -> None:
         self.seed = seed
         self.places = Rows(rows, ("-gain", "document", "position"), COLUMNS)
-        self.changes = PerDocument(2)
+        self.changes = PerDocument(CHANGES)
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the vocabulary."""
