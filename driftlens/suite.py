@@ -20,6 +20,7 @@ from .diagnostics import (
     Lens,
     Polarity,
     PreferenceCollapse,
+    PublishedShift,
     Ranking,
     Retention,
     SafetyDirections,
@@ -63,6 +64,8 @@ class Options:
     """The most tokens in a window."""
     published_polarity: bool = False
     """Whether to show beside polarity what the published code would say."""
+    published_shift: bool = False
+    """Whether to show beside token shift the KL that the published code would give."""
     every_site: bool | None = None
     """Whether all sites have their CKA, in as many showings as that takes; None if it is cheap."""
     sums_bytes: int | None = None
@@ -104,6 +107,7 @@ PLAN: Mapping[str, Callable[[Options], Sequence[Metric]]] = {
         TokenLayers(),
         TokenShift(o.seed),
         ShiftedTokens(seed=o.seed),
+        *((PublishedShift(seed=o.seed),) if o.published_shift else ()),
         Calibration(o.seed),
         Entropy(o.seed),
         SymptomLayers(o.seed),

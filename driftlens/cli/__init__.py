@@ -201,6 +201,13 @@ def report(
             help="Show beside polarity what the published code would say, for comparison only.",
         ),
     ] = False,
+    published_shift: Annotated[
+        bool,
+        typer.Option(
+            "--published-shift",
+            help="Show beside token shift the KL over common top tokens, for comparison only.",
+        ),
+    ] = False,
     every_site: Annotated[
         bool,
         typer.Option(

@@ -170,8 +170,8 @@ OF_LOSSES = (
 """Parameters of the losses, by their own names."""
 
 OF_MEASURE = (
-    *("layers", "batch_size", "max_length", "published_polarity", "every_site"),
-    *("samples", "new_tokens", "temperature", "embedding", "nli", "beta", "mitigate"),
+    *("layers", "batch_size", "max_length", "published_polarity", "published_shift"),
+    *("every_site", "samples", "new_tokens", "temperature", "embedding", "nli", "beta", "mitigate"),
 )
 """Options of what a report measures, by their own names."""
 
@@ -307,7 +307,7 @@ def measured(asked: Mapping[str, Any], depth: int, rows: int | None) -> "Options
     from driftlens.suite import Options
 
     chosen = None if asked["layers"] is None else layers_of(asked["layers"], depth)
-    names = ("published_polarity", *OF_MEASURE[OF_MEASURE.index("samples") :])
+    names = ("published_polarity", "published_shift", *OF_MEASURE[OF_MEASURE.index("samples") :])
     return Options(
         chosen,
         asked["seed"],
