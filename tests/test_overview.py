@@ -12,6 +12,7 @@ from driftlens.diagnostics import (
     LayerForgettingResult,
     OverviewLayersResult,
     OverviewResult,
+    SafetyForgettingResult,
     TokenShiftResult,
     overview,
 )
@@ -67,6 +68,15 @@ def test_a_change_reads_as_its_interval_and_its_noise_floor_allow(what):
     )
 
 
+@pytest.mark.parametrize(("mass", "reads"), [(0.4, "worse"), (0.01, "not clear")])
+def test_odds_among_what_is_hardly_ever_said_are_not_clear(mass, reads):
+    change = Estimate(-1.4, -1.6, -1.2)
+    odds = made(SafetyForgettingResult, harmful_change=change, base_mass=mass, aligned_mass=mass)
+    whole = overview([odds])[0]
+    assert whole.reads.tolist() == [reads]
+    assert ("refuses" in whole.headline()) == (reads == "worse")
+
+
 def test_what_is_new_is_neither_worse_nor_better():
     found = overview([made(TokenShiftResult, shifted_share=Estimate(0.1, 0.08, 0.12))])[0]
     assert found.reads.tolist() == ["changed"]
@@ -90,17 +100,30 @@ def test_layers_are_told_as_parts_of_a_clear_change():
 
 def test_layers_of_what_may_be_nothing_are_left_out():
     (whole,) = overview([lost(0.2, -0.1, 0.5), shares(0.0, 0.2, 0.0)])
-    assert whole.where.tolist() == [""]
+    assert whole.where.tolist() == ["–"]
 
 
 def test_a_change_that_all_layers_share_has_no_place():
     whole, _ = overview([lost(0.2, 0.1, 0.3), shares(0.04, 0.04, 0.04, 0.04, 0.04)])
-    assert whole.where.tolist() == [""]
+    assert whole.where.tolist() == ["–"]
+
+
+def test_layers_that_work_against_each_other_give_no_place():
+    (whole,) = overview([lost(0.1, 0.05, 0.2), shares(0.0, 0.3, -0.1, -0.1, 0.0)])
+    assert whole.where.tolist() == ["–"]
+
+
+def test_layers_are_named_from_the_bottom_up():
+    parts = (0.2, 0.0, 0.2, 0.0, 0.2, 0.15, 0.15, 0.0)
+    whole, _ = overview([lost(0.9, 0.8, 1.0), shares(*parts)])
+    assert whole.where.tolist() == ["67% in the embedding and blocks 1 and 3"]
+    whole, _ = overview([lost(0.5, 0.4, 0.6), shares(0.2, 0.1, 0.0, 0.0, 0.2)])
+    assert whole.where.tolist() == ["80% in the embedding and the head"]
 
 
 def test_layers_of_another_pack_do_not_count():
     (whole,) = overview([lost(0.2, 0.1, 0.3), shares(0.0, 0.2, 0.0, pack="other")])
-    assert whole.where.tolist() == [""]
+    assert whole.where.tolist() == ["–"]
 
 
 def test_the_first_sentence_tells_what_changed_and_no_more():

@@ -12,6 +12,9 @@ from driftlens.results import Estimate, Result, column, fact, figures, value
 MOSTLY = 0.5
 """The part of a change that the layers named with it have at least."""
 
+AGAINST = 0.5
+"""Where layers work against a change by more of it than this, what is left has no place."""
+
 
 class Place(NamedTuple):
     """Where a change is divided among layers."""
@@ -140,9 +143,10 @@ class OverviewResult(Result):
 Every row is the headline figure of a result below, which says how it was measured: base, aligned, \
 and the change aligned − base with its 95 % interval. It reads *worse* or *better* where the whole \
 interval lies on one side of 0 and the change is larger than its noise floor, *changed* where \
-neither direction is worse as such, and *not clear* else. Layers are named where a result below \
-divides the change among them: the fewest that together have most of it. Nothing here is measured \
-once more, and the rows are not weighed against each other.
+neither direction is worse as such, and *not clear* else; so do refusals whose answers have next \
+to no probability in a model. Layers are named where a result below divides the change among them: \
+the fewest that together have most of it. Nothing here is measured once more, and the rows are not \
+weighed against each other.
 """.strip()
 
     loss_rise: Estimate = value("nats/token")
@@ -204,7 +208,8 @@ class OverviewLayersResult(Result):
     how = """
 The shares by layer that other results have of their changes, each divided by its own change, so \
 that a row adds up to 1; below 0 a layer works against the change. Symptoms that did not change \
-clearly are left out, for parts of what may be nothing mean nothing.
+clearly are left out, for parts of what may be nothing mean nothing; and so are those whose layers \
+work against each other by more than half of the change.
 """.strip()
 
     symptom: np.ndarray = column()
@@ -264,7 +269,7 @@ class _Row(NamedTuple):
         """The row of the table."""
         symptom = self.symptom
         ends = self.level(symptom.base), self.level(symptom.aligned)
-        unit, where = self.result.unit(symptom.change), _where(self.shares)
+        unit, where = self.result.unit(symptom.change), _where(self.shares) or "–"
         return (symptom.name, self.on, *ends, *self.change, unit, self.reads, where)
 
 
@@ -349,6 +354,9 @@ def _reads(symptom: Symptom, result: Result, change: Estimate) -> str:
     known = isfinite(change.low) and isfinite(change.high)
     if not known or change.low * change.high <= 0 or not result.above_floor(symptom.change):
         return UNCLEAR
+    # What it was read of has next to no say in either model.
+    if result.kind == "safety_forgetting" and not result.headline():
+        return UNCLEAR
     if not symptom.bad:
         return CHANGED
     return WORSE if change.value * symptom.bad > 0 else BETTER
@@ -364,7 +372,10 @@ def _shares(symptom: Symptom, pack: str, results: Sequence[Result]) -> dict[str,
     shares = columns[place.share].astype(float)
     if not shares.sum():
         return {}
-    return dict(zip(map(str, columns[place.stage]), (shares / shares.sum()).tolist(), strict=True))
+    shares = shares / shares.sum()
+    if shares[shares < 0].sum() < -AGAINST:
+        return {}
+    return dict(zip(map(str, columns[place.stage]), shares.tolist(), strict=True))
 
 
 def _where(shares: Mapping[str, float]) -> str:
@@ -379,11 +390,15 @@ def _where(shares: Mapping[str, float]) -> str:
 
 
 def _named(stages: Sequence[str]) -> str:
+    """The layers in words, from the bottom up."""
     blocks = [stage for stage in stages if stage.isdigit()]
-    said = [_called(stage) for stage in stages if not stage.isdigit()]
-    if len(blocks) > 1:
-        said.append(f"blocks {', '.join(blocks[:-1])} and {blocks[-1]}")
-    return " and ".join([*said, *map(_called, blocks if len(blocks) == 1 else ())])
+    many = [f"blocks {_listed(blocks)}"] if len(blocks) > 1 else [_called(z) for z in blocks]
+    ends = [[_called(z) for z in stages if z == end] for end in ("embed", "head")]
+    return _listed([*ends[0], *many, *ends[1]])
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _called(stage: str) -> str:
