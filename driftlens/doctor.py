@@ -493,7 +493,9 @@ STEERED: Sequence[Gate] = (*ALONE, _residual)
 def _answers(patient: Patient) -> Check:
     name, pair, left = "answers", patient.pair, []
     for pack in patient.packs:
-        if pack.kind == "choice" and pack.name in STANDARD and (why := unread(pack, pair)):
+        if pack.kind == "choice" and not pair.base.causal:
+            left.append(f"{pack.name} is left out, for answers are read where a text goes on")
+        elif pack.kind == "choice" and pack.name in STANDARD and (why := unread(pack, pair)):
             left.append(f"{pack.name} is left out, for its answers are not told apart: {why}")
         if pack.kind == "prompt" and (why := mute(pair.base) or mute(pair.aligned)):
             left.append(f"{pack.name} is left out, for a model cannot answer: {why}")

@@ -339,7 +339,7 @@ def floors_of(
     pair: ModelPair, pack: Pack, options: Options, checks: Sequence[Check] = ()
 ) -> Floors:
     """What each metric of the plan says of base and itself; of what is sampled there is none."""
-    if pack.kind == "prompt":
+    if pack.kind == "prompt" or (pack.kind == "choice" and not pair.base.causal):
         return Floors()
     if pack.kind == "choice":
         # By base's own tokens on both sides, whatever aligned's are.
@@ -373,7 +373,7 @@ def _chosen(
     progress: Any,
 ) -> list[Result]:
     """What both models choose, each item read at the first tokens of its answers."""
-    if pack.name in STANDARD and unread(pack, pair):
+    if not pair.base.causal or (pack.name in STANDARD and unread(pack, pair)):
         # A gate has said so.
         return []
     floors = floors_of(pair, pack, options, checks)

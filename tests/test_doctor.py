@@ -16,6 +16,7 @@ from driftlens.errors import DriftlensError
 from driftlens.metric import measure
 from driftlens.models import ModelPair
 from driftlens.models.hooks import HookedModel
+from driftlens.packs import Example, Pack
 from driftlens.report import Report
 
 PACK = nets.pack(nets.TEXTS)
@@ -352,6 +353,32 @@ def test_of_masked_models_what_cannot_be_taken_is_left_out_and_said_so(tmp_path)
     assert all(np.isfinite(r.loss_rise.value) for r in results if r.kind == "forgetting")
     page = Report("base → aligned", results, checks).write(tmp_path / "report").read_text()
     assert "masked models are not resumed at a block" in page
+
+
+def test_what_cannot_be_answered_is_left_out_and_said_so():
+    asked = [
+        Pack("mine", "choice", [Example("I", choices=(" do", " not"), wanted=(0,))]),
+        Pack("told", "prompt", [Example("I")]),
+    ]
+    pair = nets.pair("bert")
+    checks = {check.name: check for check in doctor.examine(pair, [PACK, *asked])}
+    assert checks["answers"].status == "warn"
+    assert "mine is left out, for answers are read where a text goes on" in checks["answers"].detail
+    assert "told is left out, for a model cannot answer" in checks["answers"].detail
+    assert list(suite.examine(pair, asked)) == []
+    assert "answers" not in {check.name for check in doctor.examine(pair, [PACK])}
+
+
+def test_answers_of_a_usual_pack_that_begin_alike_are_left_out_and_of_a_named_one_refused():
+    alike = [Example("I", choices=(" one", " ones"), wanted=(0,))]
+    pair = nets.pair("llama")
+    usual = Pack("quiz", "choice", alike)
+    (found,) = (c for c in doctor.examine(pair, [PACK, usual]) if c.name == "answers")
+    assert found.status == "warn"
+    assert "quiz is left out, for its answers are not told apart" in found.detail
+    assert list(suite.examine(pair, [usual])) == []
+    with pytest.raises(DriftlensError, match="answers that begin with different tokens"):
+        list(suite.examine(pair, [Pack("mine", "choice", alike)]))
 
 
 def test_masked_models_leave_out_the_sweep_even_without_the_gates():
