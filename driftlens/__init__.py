@@ -49,9 +49,6 @@ if TYPE_CHECKING:
         Uncertainty,
         WeightChange,
         WeightPath,
-        capability,
-        faithfulness,
-        overview,
     )
     from .errors import DriftlensError
     from .metric import Metric, measure
@@ -110,9 +107,6 @@ _HOMES = {
         "Uncertainty",
         "WeightChange",
         "WeightPath",
-        "capability",
-        "faithfulness",
-        "overview",
     ),
     "errors": ("DriftlensError",),
     "metric": ("Metric", "measure"),
@@ -179,11 +173,8 @@ __all__ = [
     "Uncertainty",
     "WeightChange",
     "WeightPath",
-    "capability",
     "check",
-    "faithfulness",
     "measure",
-    "overview",
 ]
 
 
