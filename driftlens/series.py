@@ -192,11 +192,14 @@ def examine(
     series = models if isinstance(models, Models) else Models(models, **loading)
     run = _Run(series, packs, options, allow_identical, partial, progress)
     steps = [run.step(number) for number in range(series.stages + 1)]
+    clusters = {pack.name: pack.clusters for pack in packs}
+    # What a stage answers itself is not what another does, and does not add up.
+    shared = [[r for r in step.results if r.pack in clusters] for step in steps]
     found = staged(
-        steps[0].results,
-        [step.results for step in steps[1:]],
+        shared[0],
+        shared[1:],
         series.names,
-        clusters={pack.name: pack.clusters for pack in packs},
+        clusters=clusters,
         seed=run.asked.seed if run.asked else 0,
     )
     return Series(steps[0], tuple(steps[1:]), tuple(series.names), found)

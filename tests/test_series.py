@@ -408,3 +408,16 @@ def test_a_series_is_one_command(folders, tmp_path, monkeypatch, capfd):
     code, _, err = run("report", *folders, *fast, "--overwrite", "--revision", "x")
     assert code == 2
     assert "org/model@revision" in err
+
+
+@pytest.mark.slow
+def test_what_a_stage_answers_itself_is_no_part_of_what_adds_up(trio):
+    asked = Pack("asked", "prompt", [Example(text) for text in nets.TEXTS[:3]])
+    drawn = suite.Options(samples=2, new_tokens=4)
+    found = series.examine(trio, [asked], drawn, **TOKENIZER)
+    own = {result.pack for result in found.whole.results} - {"asked"}
+    assert own == {"asked, as aligned answers"}
+    assert found.found
+    for result in found.found:
+        assert not own & set(map(str, result.columns().get("pack", ())))
+    assert found.found[0].kind == "stages"
