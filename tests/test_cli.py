@@ -838,7 +838,7 @@ def test_a_report_of_standard_input_in_a_process_of_its_own(models, tmp_path):
     assert (found.returncode, found.stdout) == (0, "out/index.html\n"), found.stderr
     plan, verdict = found.stderr.strip().splitlines()
     assert plan.startswith("plan: both models on one device")
-    assert "nats a token" in verdict
+    assert "on stdin" in verdict
     packs = json.loads((tmp_path / "out" / "results.json").read_text())["run"]["packs"]
     assert [pack["name"] for pack in packs] == ["stdin"]
 

@@ -53,7 +53,7 @@ def test_its_python_for_steering_runs_as_it_stands(tmp_path):
 @pytest.mark.slow
 def test_its_python_for_what_would_undo_it_runs_as_it_stands(tmp_path):
     *_, undone, _, _ = blocks("python")
-    assert "of the alignment" in run(undone, tmp_path)
+    assert "and bring back" in run(undone, tmp_path)
 
 
 @pytest.mark.slow
