@@ -16,7 +16,6 @@ from .errors import DriftlensError
 from .metric import Metric, measure
 from .models import EMBED, Frame, Model, ModelPair, Site, Trace, Wants
 from .models.alone import Alone
-from .models.generation import mute
 from .models.placement import Weights
 from .models.tokens import Encoder, Window, alike
 from .packs import STANDARD, Pack
@@ -497,7 +496,7 @@ def _answers(patient: Patient) -> Check:
             left.append(f"{pack.name} is left out, for answers are read where a text goes on")
         elif pack.kind == "choice" and pack.name in STANDARD and (why := unread(pack, pair)):
             left.append(f"{pack.name} is left out, for its answers are not told apart: {why}")
-        if pack.kind == "prompt" and (why := mute(pair.base) or mute(pair.aligned)):
+        if pack.kind == "prompt" and (why := pair.mute):
             left.append(f"{pack.name} is left out, for a model cannot answer: {why}")
         if pack.kind in ("choice", "prompt") and not pair.together:
             left.append(f"{pack.name} is left out, for base's blocks were freed")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from . import attribution, mitigation, steer
@@ -40,7 +41,8 @@ from .doctor import Floors, divisible, noise_floor, resumable
 from .formulas.clusters import Method
 from .metric import Metric, measure
 from .models import ModelPair
-from .models.generation import Sampling, mute
+from .models.generation import ROWS as ANSWERS
+from .models.generation import Sampling
 from .models.judges import embedding, entailment
 from .models.tokens import Encoder
 from .packs import STANDARD, Pack
@@ -214,11 +216,12 @@ def undone(
         checks: The gates that the pair went through.
         progress: Told what is run, and how many models of how many are done.
     """
+    if not (options.mitigate and pair.base.causal and pair.together and divisible(checks)):
+        return []
     lost = [pack for pack in packs if pack.kind == "text"][:1]
-    gained = [pack for pack in packs if _of_alignment(pack, pair)][:1]
-    fits = pair.base.causal and pair.together and divisible(checks)
+    gained = [*islice((pack for pack in packs if _of_alignment(pack, pair)), 1)]
     same = all(pair.encoder(pack, options.length).same for pack in (*lost, *gained))
-    if not (options.mitigate and lost and gained and fits and same):
+    if not (lost and gained and same):
         return []
     asked = replace(mitigation.QUICK, seed=options.seed, rows=options.rows, length=options.length)
     found = mitigation.examine(pair, lost, gained, asked, progress=progress)
@@ -319,10 +322,13 @@ def _answered(
     progress: Any,
 ) -> list[Result]:
     """What both models answer, and what base makes of aligned's own answers."""
-    if not options.samples or mute(pair.base) or mute(pair.aligned):
+    if not options.samples or pair.mute:
         return []
     metrics = applicable(pair, pair.encoder(pack, options.length), options, checks)
-    results = _measured(pair, pack, metrics, options, checkpoint, progress)
+    # As many prompts at a time as fill a batch of answers: after each, work is kept and told of.
+    rows = min(options.rows or ANSWERS, max(1, ANSWERS // (options.samples + 1)))
+    asked = replace(options, rows=rows)
+    results = _measured(pair, pack, metrics, asked, checkpoint, progress)
     read = next((metric for metric in metrics if isinstance(metric, Sampled)), None)
     said = read.said.greedily(side=1) if read else {}
     if not any(text.strip() for text in said.values()):
@@ -343,7 +349,8 @@ def floors_of(
         return Floors()
     if pack.kind == "choice":
         # By base's own tokens on both sides, whatever aligned's are.
-        _, encoder, metrics = _choosing(ModelPair(pair.base, pair.base), pack, options, checks)
+        itself = ModelPair(pair.base, pair.base)
+        encoder, metrics = _choosing(itself, choices(pack, itself), options, checks, OF_CHOICES)
     else:
         encoder = pair.encoder(pack, options.length)
         metrics = applicable(pair, encoder, options, checks)
@@ -352,16 +359,14 @@ def floors_of(
 
 def _choosing(
     pair: ModelPair,
-    pack: Pack,
+    reading: Choices,
     options: Options,
     checks: Sequence[Check],
-    of: Callable[[Options, Choices], Sequence[Metric]] | None = None,
-) -> tuple[Pack, Encoder, list[Metric]]:
-    """What is shown of a pack of choices, and what is asked of that."""
-    reading = choices(pack, pair)
+    of: Callable[[Options, Choices], Sequence[Metric]],
+) -> tuple[Encoder, list[Metric]]:
+    """A pack of choices as it is shown, and what is asked of it."""
     encoder = pair.encoder(reading.pack, options.length)
-    metrics = applicable(pair, encoder, options, checks, (of or OF_CHOICES)(options, reading))
-    return reading.pack, encoder, metrics
+    return encoder, applicable(pair, encoder, options, checks, of(options, reading))
 
 
 def _chosen(
@@ -377,12 +382,13 @@ def _chosen(
         # A gate has said so.
         return []
     floors = floors_of(pair, pack, options, checks)
-    shown, _, metrics = _choosing(pair, pack, options, checks)
-    results = _measured(pair, shown, metrics, options, checkpoint, progress)
+    reading = choices(pack, pair)
+    _, metrics = _choosing(pair, reading, options, checks, OF_CHOICES)
+    results = _measured(pair, reading.pack, metrics, options, checkpoint, progress)
     found = [*_with_floors(results, floors)]
     if divisible(checks):
-        _, _, more = _choosing(pair, pack, options, checks, WEIGHTS_OF_CHOICES)
-        found += _measured(pair, shown, more, options, None, progress) if more else []
+        _, more = _choosing(pair, reading, options, checks, WEIGHTS_OF_CHOICES)
+        found += _measured(pair, reading.pack, more, options, None, progress) if more else []
     return [*found, floors.result(pack, results)]
 
 

@@ -605,7 +605,9 @@ class SafetyDirections(Metric[SafetyDirectionsResult]):
             {"layer": layer, **self._after(states[:, :, place], harmful, clusters)}
             for place, layer in enumerate(self.layers)
         ]
-        peak = max(rows, key=lambda row: row["separation"])
+        # What has no spread, or no length, lies no further apart than anything else.
+        sure = [row for row in rows if np.isfinite(row["separation"])]
+        peak = max(sure or rows[:1], key=lambda row: row["separation"])
         return SafetyDirectionsResult.of(
             cosine_at_peak=tuple(peak[n] for n in ("cosine_base_aligned", "low", "high")),
             kept_at_peak=peak["kept"],
@@ -642,7 +644,7 @@ class SafetyDirections(Metric[SafetyDirectionsResult]):
             "norm_ratio": both.true_norm_ratio.value,
             "kept": both.true_cosine.value * both.true_norm_ratio.value,
             "base_norm": direction.relative,
-            "separation": np.nan_to_num(direction.separation * np.sqrt(real), posinf=0.0),
+            "separation": float(direction.separation * np.sqrt(real)),
             "drift_harmful": moves[0],
             "drift_harmless": moves[1],
         }

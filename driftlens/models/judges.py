@@ -69,6 +69,8 @@ def entailment(name: str, device: str = "cpu") -> Method:
 class _Judge:
     """A model that is loaded when it is first asked."""
 
+    net: Any
+
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.name, self.device = name, device
 
@@ -114,7 +116,7 @@ class _Judge:
 
     @property
     def _longest(self) -> int:
-        config = self.net.config  # type: ignore[attr-defined]
+        config = self.net.config
         places = getattr(config, "max_position_embeddings", None) or 512
         # RoBERTa's first place stands behind its padding's.
         offset = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
