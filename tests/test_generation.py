@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from scipy import stats
 
 import nets
+from driftlens import suite
 from driftlens.errors import DriftlensError
 from driftlens.models import Ablate, ModelPair, Steer, steered
 from driftlens.models import generation as made
 from driftlens.models.alone import Alone
 from driftlens.models.generation import GREEDY, Sampling, answers, fits, mute, uniforms
 from driftlens.models.tokens import opening
+from driftlens.packs import Example, Pack
 
 PROMPTS = nets.TEXTS
 """Of different lengths, so that they are padded."""
@@ -378,3 +381,22 @@ def test_other_back_ends_answer_as_hooks_do(backend):
     with pytest.warns(UserWarning, match="shares the weights"):
         pair = ModelPair.load(net, net, tokenizer=nets.tokenizer(), backend=backend)
     assert [one[:4] for one in answers(pair.base, PROMPTS, asked)] == [p[:4] for p in plainly]
+
+
+def test_a_report_tells_of_answers_batch_by_batch_and_batches_change_nothing():
+    pair = nets.pair("llama")
+    pack = Pack("asked", "prompt", [Example(f"{n} boats") for n in range(30)])
+    told = []
+    options = suite.Options(samples=15, new_tokens=2)
+    found = list(suite.examine(pair, [pack], options, progress=lambda *z: told.append(z)))
+    assert [done for name, done, _ in told if name == "asked"] == [16, 30]
+    few = list(suite.examine(pair, [pack], replace(options, rows=7)))
+    assert [r.kind for r in found] == [r.kind for r in few]
+    for one, other in zip(found, few, strict=True):
+        # What was said is the same; its entropies, in float32, were summed in other batches.
+        for name, ours in one.columns().items():
+            theirs = other.columns()[name]
+            if ours.dtype.kind == "f":
+                np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5, err_msg=name)
+            else:
+                np.testing.assert_array_equal(ours, theirs, err_msg=name)
