@@ -287,7 +287,7 @@ edge; `formulas.spectral`); OGPSA, arXiv 2602.07892 (projection).
         bars: dict[str, Any] = {"ecolor": colour, "elinewidth": 0.7, "alpha": 0.45, "fmt": "none"}
         across = np.clip([x - self.low[mine], self.high[mine] - x], 0, None)
         up = np.clip([y - self.alignment_low[mine], self.alignment_high[mine] - y], 0, None)
-        panel.errorbar(x, y, np.nan_to_num(up), np.nan_to_num(across), zorder=2, **bars)
+        panel.errorbar(x, y, up, across, zorder=2, **bars)
         face = {} if self.measured[mine].all() else {"markerfacecolor": "none"}
         style = {"linestyle": "none", "marker": marker, "markersize": size, "alpha": alpha}
         panel.plot(x, y, color=colour, label=label, zorder=3, **style, **face)
@@ -494,7 +494,7 @@ def _judged(
 
 
 def _at(found: Interval, place: int) -> tuple[float, float, float]:
-    return tuple(float(part[place]) for part in found)  # type: ignore[return-value]
+    return float(found.estimate[place]), float(found.low[place]), float(found.high[place])
 
 
 def _percent(share: Estimate) -> str:
