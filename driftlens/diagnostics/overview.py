@@ -146,7 +146,7 @@ interval lies on one side of 0 and the change is larger than its noise floor, *c
 neither direction is worse as such, and *not clear* else; so do refusals whose answers have next \
 to no probability in a model. Layers are named where a result below divides the change among them: \
 the fewest that together have most of it. Nothing here is measured once more, and the rows are not \
-weighed against each other: each has its own interval of 95 %, of which one in twenty lies beside 0 \
+weighed against each other: each has its own interval of 95 %, of which one in twenty misses 0 \
 by chance alone, however many rows there are.
 """.strip()
 
