@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 from . import attribution, mitigation, steer
@@ -211,7 +210,8 @@ def undone(
 
     Args:
         pair: The two models.
-        packs: What they were shown; the first of either use counts.
+        packs: What they were shown. Of texts the first counts; of what alignment gained the pack of
+            the most families, for half of them choose and the others judge.
         options: What was asked of the run.
         checks: The gates that the pair went through.
         progress: Told what is run, and how many models of how many are done.
@@ -219,7 +219,8 @@ def undone(
     if not (options.mitigate and pair.base.causal and pair.together and divisible(checks)):
         return []
     lost = [pack for pack in packs if pack.kind == "text"][:1]
-    gained = [*islice((pack for pack in packs if _of_alignment(pack, pair)), 1)]
+    gained = [pack for pack in packs if _of_alignment(pack, pair)]
+    gained = sorted(gained, key=_families, reverse=True)[:1]
     same = all(pair.encoder(pack, options.length).same for pack in (*lost, *gained))
     if not (lost and gained and same):
         return []
@@ -227,6 +228,12 @@ def undone(
     found = mitigation.examine(pair, lost, gained, asked, progress=progress)
     # Of two packs, and so of neither.
     return [replace(result, pack="") for result in found.results]
+
+
+def _families(pack: Pack) -> int:
+    """How many families of items tell what alignment gained."""
+    counted, _ = mitigation.to_refuse(pack)
+    return len(set(counted.clusters))
 
 
 def _of_alignment(pack: Pack, pair: ModelPair) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nets
-from driftlens import cli, mitigation
+from driftlens import cli, mitigation, suite
 from driftlens.diagnostics.mitigation import (
     ALIGNED_POINT,
     BASE_POINT,
@@ -26,7 +26,7 @@ from driftlens.diagnostics.mitigation import (
 from driftlens.errors import DriftlensError
 from driftlens.formulas.projection import orthonormal, shadow
 from driftlens.mitigation import Options, examine
-from driftlens.mitigation.axes import axis_of, choosing, read
+from driftlens.mitigation.axes import axis_of, choosing, read, to_refuse
 from driftlens.mitigation.repair import Repair
 from driftlens.models import ModelPair
 from driftlens.models.hooks import HookedModel
@@ -770,12 +770,30 @@ def test_results_are_of_known_kinds():
 
 
 def test_of_refusals_only_what_is_to_be_refused_tells_of_alignment():
-    from driftlens.mitigation.axes import _to_refuse
-
     asked = [Example(f"{n}?", topic=topic) for n, topic in enumerate(("harmful", "harmless") * 2)]
-    kept, said = _to_refuse(Pack("asked", "choice", asked))
+    kept, said = to_refuse(Pack("asked", "choice", asked))
     assert [example.text for example in kept.examples] == ["0?", "2?"]
     assert said == "Only what is to be refused counts, 2 of 4 prompts."
     for one in (asked[:1], asked[1:2]):
         pack = Pack("asked", "choice", one)
-        assert _to_refuse(pack) == (pack, "")
+        assert to_refuse(pack) == (pack, "")
+
+
+def test_a_report_judges_by_the_behaviour_of_the_most_families():
+    def asked(name, count):
+        items = [
+            Example(f"{n} sinks? ", choices=("No", "I"), wanted=(0,), asks="agree", family=n)
+            for n in range(count)
+        ]
+        return Pack(name, "choice", items)
+
+    pair, few, many = nets.pair("llama"), asked("few", 2), asked("many", 4)
+    text = nets.pack(nets.TEXTS[:3])
+    for packs in ([text, few, many], [many, few, text]):
+        found = suite.undone(pair, packs)
+        planes = [result for result in found if result.kind == "mitigation"]
+        assert [(p.alignment_pack, p.capability_pack, p.pack) for p in planes] == [
+            ("many", text.name, "")
+        ]
+    assert suite.undone(pair, [few, many]) == suite.undone(pair, [text]) == []
+    assert suite.undone(pair, [text, many], suite.Options(mitigate=False)) == []

@@ -5,7 +5,7 @@ stands beside what was measured; what can only be forecast is marked so.
 """
 
 from .asked import METHODS, QUICK, Options, options
-from .axes import shown
+from .axes import shown, to_refuse
 from .kept import held_in, save
 from .study import Mitigation, WhatIf, examine
 
@@ -20,4 +20,5 @@ __all__ = [
     "options",
     "save",
     "shown",
+    "to_refuse",
 ]

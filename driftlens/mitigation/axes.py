@@ -96,7 +96,7 @@ def axis_of(pair: ModelPair, pack: Pack, aligning: bool, options: Options) -> Ax
             found=f"{pack.name} of kind {pack.kind}",
             remedy=f"Give --{aim} one that `driftlens packs` lists so, or a file of such rows.",
         )
-    pack, left = _to_refuse(pack) if aligning else (pack, "")
+    pack, left = to_refuse(pack) if aligning else (pack, "")
     part, said = even_part(pair, pack, options.tokens, options.length)
     said = " ".join(filter(None, [left, said]))
     if not pair.encoder(part, options.length).same:
@@ -118,7 +118,7 @@ def axis_of(pair: ModelPair, pack: Pack, aligning: bool, options: Options) -> Ax
     return make("fall of P(right) [probability]", choices(part, pair), "right", "right")
 
 
-def _to_refuse(pack: Pack) -> tuple[Pack, str]:
+def to_refuse(pack: Pack) -> tuple[Pack, str]:
     """Of a pack of refusals what is to be refused, and what to say of that."""
     harmful = is_harmful(pack, HARMFUL)
     if pack.kind != "choice" or harmful.all() or not harmful.any():

@@ -22,7 +22,7 @@ KINDS = ("text", "stereotype", "preference", "contrast", "roles", "choice", "pro
 
 STANDARD = (
     *("world", "everyday", "stereotypes", "deeds"),
-    *("quiz", "guarded-choices", "questions", "open"),
+    *("quiz", "guarded-choices", "openings-choices", "questions", "open"),
 )
 """The shipped packs that a report takes when none is named."""
 
