@@ -43,6 +43,7 @@ from .models import ModelPair
 from .models.generation import ROWS as ANSWERS
 from .models.generation import Sampling
 from .models.judges import embedding, entailment
+from .models.mixture import unmixable
 from .models.tokens import Encoder
 from .packs import STANDARD, Pack
 from .partial import Partial
@@ -202,11 +203,11 @@ def undone(
     *,
     checks: Sequence[Check] = (),
     progress: Callable[[str, int, int], None] | None = None,
-) -> list[Result]:
+) -> tuple[list[Result], list[Check]]:
     """What would bring the loss back, at what price in alignment, asked at few points.
 
-    Nothing where no text tells what was lost, no choices or preferences what was gained, or
-    weights cannot be swapped.
+    Nothing where no text tells what was lost, no choices or preferences what was gained, or a
+    gate says that weights cannot be swapped.
 
     Args:
         pair: The two models.
@@ -215,19 +216,25 @@ def undone(
         options: What was asked of the run.
         checks: The gates that the pair went through.
         progress: Told what is run, and how many models of how many are done.
+
+    Returns:
+        The results, and what to say where the weights cannot be mixed: a run that has measured
+        all else does not end there.
     """
     if not (options.mitigate and pair.base.causal and pair.together and divisible(checks)):
-        return []
+        return [], []
     lost = [pack for pack in packs if pack.kind == "text"][:1]
     gained = [pack for pack in packs if _of_alignment(pack, pair)]
     gained = sorted(gained, key=_families, reverse=True)[:1]
     same = all(pair.encoder(pack, options.length).same for pack in (*lost, *gained))
     if not (lost and gained and same):
-        return []
+        return [], []
+    if why := unmixable(pair.base, pair.aligned):
+        return [], [Check("what would undo it", "warn", f"left out: {why}")]
     asked = replace(mitigation.QUICK, seed=options.seed, rows=options.rows, length=options.length)
     found = mitigation.examine(pair, lost, gained, asked, progress=progress)
     # Of two packs, and so of neither.
-    return [replace(result, pack="") for result in found.results]
+    return [replace(result, pack="") for result in found.results], []
 
 
 def _families(pack: Pack) -> int:

@@ -790,10 +790,22 @@ def test_a_report_judges_by_the_behaviour_of_the_most_families():
     pair, few, many = nets.pair("llama"), asked("few", 2), asked("many", 4)
     text = nets.pack(nets.TEXTS[:3])
     for packs in ([text, few, many], [many, few, text]):
-        found = suite.undone(pair, packs)
+        found, said = suite.undone(pair, packs)
+        assert said == []
         planes = [result for result in found if result.kind == "mitigation"]
         assert [(p.alignment_pack, p.capability_pack, p.pack) for p in planes] == [
             ("many", text.name, "")
         ]
-    assert suite.undone(pair, [few, many]) == suite.undone(pair, [text]) == []
-    assert suite.undone(pair, [text, many], suite.Options(mitigate=False)) == []
+    assert suite.undone(pair, [few, many]) == suite.undone(pair, [text]) == ([], [])
+    assert suite.undone(pair, [text, many], suite.Options(mitigate=False)) == ([], [])
+
+
+def test_a_report_that_has_no_room_for_what_ifs_says_so_and_ends_well(monkeypatch):
+    from driftlens.models import mixture
+
+    monkeypatch.setattr(mixture, "available", lambda device: 0)
+    asked = [Example(f"{n}? ", choices=("No", "I"), wanted=(0,), asks="agree") for n in range(2)]
+    packs = [nets.pack(nets.TEXTS[:3]), Pack("asked", "choice", asked)]
+    found, (check,) = suite.undone(nets.pair("llama"), packs)
+    assert (found, check.status) == ([], "warn")
+    assert "left out: expected memory on cpu for one more copy of the weights" in check.detail

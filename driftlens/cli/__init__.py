@@ -303,7 +303,8 @@ def report(
             progress=progress,
         )
         results = list(found)
-        results += suite.undone(pair, packs, options, checks=checks, progress=progress)
+        undone, said = suite.undone(pair, packs, options, checks=checks, progress=progress)
+        results, checks = [*results, *undone], [*checks, *said]
         ranks.meet()
     leave_to_first()
     results = together_told([*results, *beside.results(seed)])

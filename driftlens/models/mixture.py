@@ -48,6 +48,15 @@ def mixture(base: object, aligned: object) -> "Mixture":
     return Mixture(between, merged)
 
 
+def unmixable(base: object, aligned: object) -> str:
+    """Why two models cannot be mixed, in words; empty if they can."""
+    try:
+        mixture(base, aligned)
+    except DriftlensError as error:
+        return str(error)
+    return ""
+
+
 class Mixture:
     """One net that takes any mixture of a pair's weights, piece by piece.
 
