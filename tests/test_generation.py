@@ -68,10 +68,15 @@ def test_the_greedy_answer_is_what_transformers_gives(family):
     model = nets.model(family)
     for answer in answers(model, PROMPTS, Sampling(0, tokens=10)):
         ids = torch.tensor([opening(model.tokenizer, PROMPTS[answer.prompt])])
-        # Told, for a mask that is not would be guessed of the padding id, which begins a text.
-        whole = torch.ones_like(ids)
         given = model.net.generate(
-            ids, attention_mask=whole, do_sample=False, max_new_tokens=10, pad_token_id=0
+            ids,
+            # Told, for a mask that is not would be guessed of the padding id, which begins a text.
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=10,
+            pad_token_id=0,
+            # MPT's own settings name no end; its tokenizer does.
+            eos_token_id=model.tokenizer.eos_token_id,
         )
         own = given[0, ids.shape[1] :].tolist()
         assert list(answer.ids) == own[: len(answer.ids)]
