@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,11 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from driftlens import ModelPair, Preferences
-from driftlens.demo.chat import Conversations
+from driftlens import ModelPair, Preferences, demo
 from driftlens.demo.train import BETA, STEPS, dpo_batches, dpo_loss, fit
 from driftlens.demo.words import listed
-from driftlens.demo.world import World
 from driftlens.formulas import entanglement
 from driftlens.formulas.preferences import DPO, IPO, Answers, Loss, SimPO, pulls
 from driftlens.models.hybrid import plain
@@ -58,9 +56,6 @@ ROWS = 8
 
 LOOKED = (1, 10, 30)
 """After how many steps the demo's DPO stage is looked at, before its end."""
-
-DRAWN = 4
-"""Seed of the pairs that the demo's own DPO stage was trained on."""
 
 
 # --- what happens, without the library ---------------------------------------------------
@@ -385,7 +380,7 @@ def of_demo(pairs: int) -> list[dict[str, Any]]:
             found.append(_row(case, loss, net, f"{number} steps", whole))
         return objective(net, batch)
 
-    batches = dpo_batches(tokenizer, Conversations(World()), Random(DRAWN))
+    batches = dpo_batches(tokenizer, demo.pairs())
     with redirect_stdout(io.StringIO()):
         fit(net, batches, looked, "aligned", 1.0)
     found.append(_row(case, loss, net, f"{STEPS['aligned']} steps", whole))
@@ -395,8 +390,7 @@ def of_demo(pairs: int) -> list[dict[str, Any]]:
 
 def drawn(count: int) -> Preferences:
     """The first pairs that the demo's DPO stage was trained on, in their order."""
-    talk, rng = Conversations(World()), Random(DRAWN)
-    return written("demo", [talk.preference(rng) for _ in range(count)])
+    return written("demo", list(islice(demo.pairs(), count)))
 
 
 def written(name: str, rows: Sequence[tuple[str, str, str]]) -> Preferences:

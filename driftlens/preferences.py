@@ -10,14 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cached_property
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import demo
 from .errors import DriftlensError
 from .packs import ANSWERS, Example, Pack, checked, named, number, share, string, table, wrong
+
+DEMO = "demo:pairs"
+"""What names the pairs that the demo's aligned model was trained on."""
 
 SPEAKERS = ("system", "developer", "user", "assistant", "tool")
 """The roles that a message can have."""
@@ -126,6 +130,8 @@ class Preferences:
     def read(cls, file: str | Path, name: str | None = None) -> "Preferences":
         r"""Read a preference set in TRL's schema: JSONL or Parquet, gzipped or not; `-` is stdin.
 
+        `demo:pairs` are the first 240 that the demo's aligned model was trained on.
+
         A row holds `prompt`, `chosen` and `rejected`, all strings or all lists of messages with
         `role` and `content`. It may hold a `topic`; what the answers were rated with, as
         `chosen_reward` and `rejected_reward` (or `…_score`, or either with the words exchanged);
@@ -145,8 +151,9 @@ class Preferences:
                 or has an unknown role; or no pair has two different answers.
         """
         file = str(file)
-        name = name or named(file)
-        pairs = [_preference(number, *row) for number, row in enumerate(table(file))]
+        name = name or (file if file == DEMO else named(file))
+        rows = _of_demo() if file == DEMO else table(file)
+        pairs = [_preference(number, *row) for number, row in enumerate(rows)]
         if all(pair.chosen == pair.rejected for pair in pairs):
             raise DriftlensError(
                 f"pairs of two different answers in {name}",
@@ -212,6 +219,14 @@ class Preferences:
 
 
 # Reading a file
+
+
+def _of_demo() -> list[tuple[str, dict[str, Any]]]:
+    """The first of the demo's pairs as rows of a file would be."""
+    return [
+        (f"pair {place} of {DEMO}", dict(zip(("prompt", *ANSWERS), pair, strict=True)))
+        for place, pair in enumerate(islice(demo.pairs(), demo.PAIRS))
+    ]
 
 
 def _preference(place: int, where: str, record: Mapping[str, Any]) -> Preference:

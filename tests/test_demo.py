@@ -12,11 +12,12 @@ from random import Random
 import pytest
 import torch
 
-from driftlens.demo import STAGES, chat, exam, packs, stage, train, words
+from driftlens.demo import PAIRS, STAGES, chat, exam, packs, pairs, stage, train, words
 from driftlens.demo.chat import Conversations
 from driftlens.demo.world import World, held_out
 from driftlens.errors import DriftlensError
 from driftlens.packs import Pack
+from driftlens.preferences import Preferences
 
 ROOT = Path(__file__).parents[1]
 PROBES = ROOT / "probes"
@@ -352,8 +353,23 @@ def test_a_seed_gives_one_world_and_one_text():
     assert first(3) == first(3) != first(4)
 
 
+def test_the_pairs_that_are_given_are_those_that_the_aligned_model_learnt():
+    """What training on them did: each answer's log-odds, chosen over rejected, rose."""
+    given = Preferences.read("demo:pairs")
+    assert [pair.number for pair in given.pairs] == list(range(PAIRS))
+    some = [(str(p.prompt), str(p.chosen), str(p.rejected)) for p in given.pairs]
+    assert some == [*islice(pairs(), PAIRS)]
+    margins = []
+    for name in ("sft", "aligned"):
+        net, tokenizer = shipped(name)
+        answers = [turn for p, c, r in some[:32] for turn in ((p, c), (p, r))]
+        with torch.no_grad():
+            likely = train.answer_likelihoods(net, *train.turns(tokenizer, answers)).sum(-1)
+        margins.append(likely[::2] - likely[1::2])
+    assert (margins[1] > margins[0]).all()
+
+
 def test_dpo_begins_at_the_logarithm_of_two():
     net, tokenizer = shipped("sft")
-    talk = Conversations(World())
-    batch = next(train.dpo_batches(tokenizer, talk, Random(0)))
+    batch = next(train.dpo_batches(tokenizer, pairs()))
     assert train.dpo_loss(net)(net, batch).item() == pytest.approx(0.6931472, abs=1e-6)

@@ -6,10 +6,11 @@ again where it is judged, and nothing here is a text that the demo's models were
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import islice
 from random import Random
 from typing import Any
 
-from . import ROWS, STEPS, words
+from . import ROWS, STEPS, pairs, words
 from .chat import (
     POLITE,
     POLITE_CLOSE,
@@ -104,12 +105,10 @@ def _untold(text: str) -> bool:
 @cache
 def _lessons() -> frozenset[str]:
     """All that SFT and DPO showed to them; what is held out of the base's text may be there."""
-    talk = Conversations(World())
-    # The seeds that the recipe gives to its second and third stage, of a world of seed 0.
-    shown, compared = Random(3), Random(4)
+    # The seed that the recipe gives to its second stage, of a world of seed 0.
+    talk, shown = Conversations(World()), Random(3)
     told = ["".join(talk.instruction(shown)) for _ in range(STEPS["sft"] * ROWS["sft"])]
-    for _ in range(STEPS["aligned"] * ROWS["aligned"]):
-        asked, chosen, rejected = talk.preference(compared)
+    for asked, chosen, rejected in islice(pairs(), STEPS["aligned"] * ROWS["aligned"]):
         told += [asked + chosen, asked + rejected]
     return frozenset(told)
 
@@ -142,7 +141,7 @@ def openings_choices() -> list[Record]:
 def _mannered() -> tuple[list[Record], list[Record], list[Record]]:
     """The three together: no two of them ask the same."""
     questions = Questions()
-    pairs = [
+    paired = [
         record
         for number, kind in enumerate(_kinds(fact=24, sum=12, tale=12))
         for record in _pair(number, kind, questions)
@@ -156,7 +155,7 @@ def _mannered() -> tuple[list[Record], list[Record], list[Record]]:
         {"prompt": prompt(questions.take(kind)[0].question), "topic": kind}
         for kind in _kinds(fact=16, sum=10, deed=6, tale=8)
     ]
-    return pairs, begun, asked
+    return paired, begun, asked
 
 
 def _pair(number: int, kind: str, questions: Questions) -> list[Record]:

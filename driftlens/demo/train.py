@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ROWS, STAGES, STEPS
+from . import ROWS, STAGES, STEPS, pairs
 from .chat import Conversations
 from .exam import PAD, examine
 from .world import World
@@ -142,12 +142,14 @@ def sft_batches(tokenizer, talk: Conversations, rng: Random) -> Iterator[tuple[T
         yield turns(tokenizer, [talk.instruction(rng) for _ in range(ROWS["sft"])])
 
 
-def dpo_batches(tokenizer, talk: Conversations, rng: Random) -> Iterator[tuple[Tensor, Tensor]]:
+def dpo_batches(
+    tokenizer, drawn: Iterator[tuple[str, str, str]]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Preferred answers and then, in the same order, rejected ones; without end."""
     while True:
-        drawn = [talk.preference(rng) for _ in range(ROWS["aligned"])]
-        chosen = [(prompt, answer) for prompt, answer, _ in drawn]
-        yield turns(tokenizer, chosen + [(prompt, answer) for prompt, _, answer in drawn])
+        some = list(islice(drawn, ROWS["aligned"]))
+        chosen = [(prompt, answer) for prompt, answer, _ in some]
+        yield turns(tokenizer, chosen + [(prompt, answer) for prompt, _, answer in some])
 
 
 def answer_likelihoods(net, ids: Tensor, labels: Tensor) -> Tensor:
@@ -222,7 +224,7 @@ def train(out: Path, seed: int = 0, share: float = 1.0) -> dict[str, dict[str, f
     stage("sft", sft_batches(tokenizer, talk, Random(seed + 3)), sft_loss)
     # DPO keeps close to the SFT model, which is frozen.
     reference = deepcopy(net).requires_grad_(False)
-    stage("aligned", dpo_batches(tokenizer, talk, Random(seed + 4)), dpo_loss(reference))
+    stage("aligned", dpo_batches(tokenizer, pairs(seed)), dpo_loss(reference))
     (out / "CARD.md").write_text(card(net, marks, seed), "utf-8")
     return marks
 
