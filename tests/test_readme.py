@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "docs/guide").glob("*.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 
 
 def run(code, tmp_path):
@@ -23,49 +24,33 @@ def run(code, tmp_path):
     return done.stdout
 
 
-def test_its_python_for_before_training_runs_as_it_stands(tmp_path):
-    _, before, *_ = blocks("python")
-    assert "would first move as meant" in run(before, tmp_path)
+SAYS = {
+    "README": "Loss rose by",
+    "before-you-train": "would first move as meant",
+    "behaviour": "and bring back",
+    "beliefs": "strong polarity",
+    "many-machines": "",
+    "steering": "Steering the model at the stream after block 3",
+    "your-own-objects": "tensor([[",
+}
+"""What the Python of each page prints."""
 
 
 @pytest.mark.slow
-def test_its_python_for_two_models_runs_as_it_stands(tmp_path):
-    compare, *_ = blocks("python")
-    assert "Loss rose by" in run(compare, tmp_path)
-    assert (tmp_path / "reports/mine/index.html").exists()
-    assert (tmp_path / "drift.png").stat().st_size > 10_000
+@pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
+def test_the_python_of_every_page_runs_as_it_stands(page, tmp_path):
+    codes = blocks("python", page)
+    assert len(codes) == (page.stem in SAYS)
+    for code in codes:
+        assert SAYS[page.stem] in run(code, tmp_path)
+    if page == README:
+        assert (tmp_path / "reports/mine/index.html").exists()
+        assert (tmp_path / "layers.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
-def test_its_python_for_probes_runs_as_it_stands(tmp_path):
-    *_, probes, _, _, _, _ = blocks("python")
-    assert "strong polarity" in run(probes, tmp_path)
-
-
-@pytest.mark.slow
-def test_its_python_for_steering_runs_as_it_stands(tmp_path):
-    *_, steering, _, _, _ = blocks("python")
-    said = run(steering, tmp_path)
-    assert "Steering the model at the stream after block 3" in said
-    assert "User: Where does Mira live?" in said
-
-
-@pytest.mark.slow
-def test_its_python_for_what_would_undo_it_runs_as_it_stands(tmp_path):
-    *_, undone, _, _ = blocks("python")
-    assert "and bring back" in run(undone, tmp_path)
-
-
-@pytest.mark.slow
-def test_its_python_for_live_objects_runs_as_it_stands(tmp_path):
-    *_, live, _ = blocks("python")
-    assert "tensor([[" in run(live, tmp_path)
-
-
-@pytest.mark.slow
-def test_its_python_for_captured_states_runs_as_it_stands(tmp_path):
-    *_, captured = blocks("python")
-    assert 0.5 < float(run(captured, tmp_path)) <= 1
+def test_the_first_python_of_the_readme_is_twelve_lines():
+    (code,) = blocks("python")
+    assert len(code.splitlines()) == 12
 
 
 def test_its_commands_name_options_that_exist():
@@ -80,10 +65,11 @@ def test_its_commands_name_options_that_exist():
     # Their names go without saying.
     commands["steer"] = commands["steer measure"]
     commands["evals"] = commands["evals read"]
-    written = "\n".join(blocks("sh"))
+    written = "\n".join(block for page in (README, *GUIDES) for block in blocks("sh", page))
+    written += "\n".join(re.findall(r"`(driftlens [^`]*)`", README.read_text("utf-8")))
     names = "|".join(sorted(map(re.escape, commands), key=len, reverse=True))
     called = re.findall(rf"^driftlens ({names})\b(.*)$", written, re.MULTILINE)
-    assert len(called) >= 3
+    assert len(called) >= 25
     for name, rest in called:
         known = {option for p in commands[name].params for option in p.opts}
         assert set(re.findall(r"--[\w-]+", rest)) <= known
