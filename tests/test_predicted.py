@@ -191,7 +191,7 @@ def test_what_other_pairs_do_is_no_small_matter(demo):
 
 @pytest.mark.slow
 def test_a_shared_suffix_turns_the_cosine_and_what_is_to_come_of_it_comes():
-    """How many chosen answers it turns hangs on the net: of five trainings, from none to all."""
+    """How many chosen answers it turns hangs on the net: of six trainings, from none to all."""
     pair = bench.reviewer()
     short, long = (bench._of_suffix(pair, length, 3) for length in (0, 14))
     assert short["cosine"] < -0.9
