@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from . import __version__, doctor, suite
+from . import doctor, suite
 from .budget import affordable, out_of_memory
 from .doctor import Floors
 from .errors import DriftlensError
@@ -26,6 +26,7 @@ from .models.tokens import Encoder, Window
 from .packs import Pack
 from .results import Check
 from .shards import MANIFEST, Shards, ShardWriter
+from .versions import versions
 
 FOUND = "found"
 """The shard with what was found of the base model, as the bytes of JSON."""
@@ -233,8 +234,7 @@ def _about(
     options: suite.Options,
 ) -> dict[str, Any]:
     """All that what base leaves depends on."""
-    import transformers
-
+    at_work = versions()
     known = ("sha256", "dtype", "device", "attention", "quantised")
     return {
         "base": {name: base.source.get(name) for name in known},
@@ -246,11 +246,7 @@ def _about(
         "sites": [[*map(str, sites_of(base, reading.wants))] for reading in readings],
         "length": [reading.encoder.length for reading in readings],
         "seed": options.seed,
-        "versions": {
-            "driftlens": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": {name: at_work[name] for name in ("driftlens", "torch", "transformers")},
     }
 
 

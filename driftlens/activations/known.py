@@ -1,13 +1,12 @@
 """By what a model and its tokenizer are known again, and what a run was made with."""
 
 import json
-import platform
 from hashlib import sha256
-from importlib import import_module
 from typing import Any
 
 from driftlens.models import Model
 from driftlens.models.fingerprint import known_by
+from driftlens.versions import versions
 
 
 def about_model(model: Model) -> dict[str, Any]:
@@ -31,19 +30,10 @@ def about_tokenizer(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Of what numbers may depend on."""
-    found = {name: import_module(name).__version__ for name in ("torch", "transformers")}
-    # The root of the package names all its floors, and is asked for its version alone.
-    return {
-        "driftlens": str(import_module("driftlens").__version__),
-        **found,
-        "platform": _machine(),
-    }
-
-
-def _machine() -> str:
-    return f"{platform.system()} {platform.machine()}"
+def of_states() -> dict[str, str]:
+    """Versions on which a state may depend."""
+    known = versions()
+    return {name: known[name] for name in ("driftlens", "torch", "transformers", "platform")}
 
 
 def _hash(what: Any) -> str:

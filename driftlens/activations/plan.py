@@ -15,7 +15,7 @@ from driftlens.models.tokens import Encoder, Window
 from driftlens.packs import ANSWERS, REPLIES, TWINS, Example, Pack
 from driftlens.shards import SHARD_BYTES
 
-from .known import about_model, about_tokenizer, versions
+from .known import about_model, about_tokenizer, of_states
 
 POSITIONS = {
     "closing": "the last token of each text, or the first one of a model that fills in masked "
@@ -271,7 +271,7 @@ class Plan:
             "rows": self.rows,
             "shard_rows": self.shard_rows,
             "batch": {"windows": self.rows_at_once, "tokens": self.tokens_at_once},
-            "versions": versions(),
+            "versions": of_states(),
         }
 
 

@@ -10,6 +10,7 @@ import typer
 
 from driftlens import ranks
 from driftlens.errors import DriftlensError
+from driftlens.versions import versions
 
 from . import elsewhere, phased, series
 from .capture import capture
@@ -146,8 +147,25 @@ def _told_once() -> None:
         crash(error)
 
 
+def _tell_versions(asked: bool) -> None:
+    if asked:
+        for name, version in versions().items():
+            typer.echo(f"{name} {version}")
+        raise typer.Exit
+
+
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_tell_versions,
+            help="Print the versions that a number may depend on.",
+        ),
+    ] = False,
+) -> None:
     """Where, and by what, an aligned language model drifted from its base."""
 
 

@@ -11,6 +11,7 @@ import typer
 
 from driftlens import ranks
 from driftlens.errors import DriftlensError
+from driftlens.versions import versions
 
 from .shared import (
     OF_MEASURE,
@@ -26,7 +27,6 @@ from .shared import (
     tell,
     together_told,
     told_how_far,
-    versions,
 )
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import typer
 
 from driftlens import ranks
 from driftlens.errors import DriftlensError
+from driftlens.versions import versions
 
 if TYPE_CHECKING:
     from driftlens.models import Model, ModelPair
@@ -529,26 +530,6 @@ def record(
             }
             for pack in packs
         ],
-    }
-
-
-def versions() -> dict[str, str]:
-    """What a number may depend on besides what was asked."""
-    import platform
-
-    import numpy
-    import torch
-    import transformers
-
-    from driftlens import __version__
-
-    return {
-        "driftlens": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 

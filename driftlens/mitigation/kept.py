@@ -1,7 +1,6 @@
 """A model with the weights of a what-if, and the card that tells what it is."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from driftlens.diagnostics.mitigation import MitigationResult
 from driftlens.errors import DriftlensError
 from driftlens.models import ModelPair
 from driftlens.results.store import read_json, staged, write_json
+from driftlens.versions import own
 
 from .study import Mitigation, WhatIf
 
@@ -77,7 +77,7 @@ def _card(
     adapter = found.mixture.merged
     return {
         "format": FORMAT,
-        "driftlens": str(import_module("driftlens").__version__),
+        "driftlens": own(),
         "method": what_if.method,
         "setting": what_if.setting,
         "said": what_if.said,

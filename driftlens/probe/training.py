@@ -1,7 +1,6 @@
 """From a pack and a model to probes, and what they are worth on pairs held out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from driftlens.models import Model, ModelPair
 from driftlens.models.fingerprint import known_by
 from driftlens.packs import Pack
+from driftlens.versions import own
 
 from .asked import METHODS, SEARCHED, UNSETTLED, Asked, Options, Twins, folds_of, refuse_others
 from .endings import layers_of, one_model, states_of
@@ -97,17 +97,12 @@ def _settings(options: Options, kept: "Kept") -> dict[str, Any]:
     names = ("method", "mode", "folds", "restarts", "steps", "polarity", "level")
     return {
         "format": FORMAT,
-        "driftlens": _version(),
+        "driftlens": own(),
         **{name: getattr(options, name) for name in names},
         "seeds": list(options.drawn),
         "normalize": kept.chosen[0].normalize,
         "orientation": TURNED[_turned_by(options)],
     }
-
-
-def _version() -> str:
-    # The root of the package names all its floors, and is asked for its version alone.
-    return str(import_module("driftlens").__version__)
 
 
 class Judged(NamedTuple):

@@ -25,6 +25,7 @@ from driftlens.results import (
 )
 from driftlens.results import markup as marks
 from driftlens.results.visible import visible
+from driftlens.versions import own
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -265,6 +266,6 @@ def _template() -> Any:
     )
     env.filters |= {"text": text, "facts": _facts, "shape": _shape, "line": _line, "keys": _keys}
     env.filters |= {"tally": _tally, "words": lambda name: name.replace("_", " ")}
-    env.globals |= {"STATUS": STATUS, "ROWS": ROWS}
+    env.globals |= {"STATUS": STATUS, "ROWS": ROWS, "version": own()}
     env.globals["css"] = Markup((Path(__file__).with_name("report.css")).read_text("utf-8"))
     return env.get_template("report.html.j2")

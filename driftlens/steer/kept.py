@@ -6,7 +6,6 @@ No direction is found here, and no strength is chosen.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -31,6 +30,7 @@ from driftlens.models.steering import (
 from driftlens.packs import Pack
 from driftlens.packs.twins import sha256_of, short_of
 from driftlens.results.store import writable
+from driftlens.versions import own
 
 from .cards import (
     FOLDER,
@@ -183,7 +183,7 @@ class KeptDirections:
         _check_found(model, {n: units[n] for n in layers}, norms)
         whole = {
             "format": FORMAT,
-            "driftlens": str(import_module("driftlens").__version__),
+            "driftlens": own(),
             "model": told_of(model),
             "part": part,
             "layers": layers,
