@@ -418,7 +418,10 @@ class Bends(Metric[Result]):
             here = places(self.of.positions, trace.batch)
             targets = trace.batch.targets
 
-            def scores(logits: Tensor, targets=targets, documents=documents, side=arm.side):
+            def scores(
+                logits: Tensor, targets: Any = targets, documents: Any = documents,
+                side: int = arm.side,
+            ) -> Tensor:  # fmt: skip
                 return reading.scores(logits, targets, documents, side)
 
             bend = bent(model, trace, arm.push, here, scores)
@@ -477,7 +480,9 @@ class StateGradients(Metric[Result]):
                 continue
             targets = trace.batch.targets
 
-            def scores(logits: Tensor, targets=targets, documents=documents, side=side):
+            def scores(
+                logits: Tensor, targets: Any = targets, documents: Any = documents, side: int = side
+            ) -> Tensor:
                 whole = self.reading.scores(logits, targets, documents, side)
                 return whole[self.number : self.number + 1]
 

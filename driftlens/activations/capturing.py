@@ -13,7 +13,7 @@ from torch import Tensor
 from driftlens.budget import out_of_memory
 from driftlens.errors import DriftlensError
 from driftlens.models import Model, ModelPair, Site
-from driftlens.models.tokens import Window
+from driftlens.models.tokens import Batch, Encoder, Units, Window
 from driftlens.packs import Pack
 from driftlens.shards import Shards, ShardWriter
 
@@ -220,7 +220,9 @@ def _seen(
     return rows, columns
 
 
-def _placed(number, encoder, units, batch, chosen) -> dict[str, Tensor]:
+def _placed(
+    number: int, encoder: Encoder, units: Units, batch: Batch, chosen: np.ndarray
+) -> dict[str, Tensor]:
     """Where rows stand, as a shard tells it."""
     lines, tokens = (place[torch.from_numpy(chosen)] for place in batch.closing)
     columns = {

@@ -54,7 +54,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer_of(texts: Sequence[str]):
+def tokenizer_of(texts: Sequence[str]) -> Any:
     """A byte-level BPE learnt from the texts, which begins each text with `<s>` by itself."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -90,7 +90,7 @@ def tokenizer_of(texts: Sequence[str]):
     )
 
 
-def fit(net, batches: Iterator, loss_of: Callable, stage: str, share: float) -> None:
+def fit(net: Any, batches: Iterator, loss_of: Callable, stage: str, share: float) -> None:
     """Train for the stage's steps: AdamW, a short warm-up, then a cosine down to a twentieth."""
     steps = round(STEPS[stage] * share)
     optimiser = torch.optim.AdamW(
@@ -111,20 +111,20 @@ def fit(net, batches: Iterator, loss_of: Callable, stage: str, share: float) -> 
             print(f"{stage} {step}/{steps} loss {loss.item():.3f} {passed:.0f} s", flush=True)
 
 
-def raw_batches(tokenizer, documents: Iterator[str]) -> Iterator[Tensor]:
+def raw_batches(tokenizer: Any, documents: Iterator[str]) -> Iterator[Tensor]:
     """[row, token] full rows of documents; each row begins with one, the last is cut short."""
     while True:
         yield torch.tensor([_row(tokenizer, documents) for _ in range(ROWS["base"])])
 
 
-def _row(tokenizer, documents: Iterator[str]) -> list[int]:
+def _row(tokenizer: Any, documents: Iterator[str]) -> list[int]:
     row: list[int] = []
     while len(row) < CONTEXT:
         row += [*tokenizer(next(documents))["input_ids"], EOS]
     return row[:CONTEXT]
 
 
-def turns(tokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+def turns(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
     """Ids and labels, both [turn, token], of prompts and answers; a prompt's labels are −100."""
     rows, labels = [], []
     for prompt, answer in pairs:
@@ -136,14 +136,16 @@ def turns(tokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
     return pad(rows, True, PAD), pad(labels, True, -100)
 
 
-def sft_batches(tokenizer, talk: Conversations, rng: Random) -> Iterator[tuple[Tensor, Tensor]]:
+def sft_batches(
+    tokenizer: Any, talk: Conversations, rng: Random
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Turns to imitate, without end."""
     while True:
         yield turns(tokenizer, [talk.instruction(rng) for _ in range(ROWS["sft"])])
 
 
 def dpo_batches(
-    tokenizer, drawn: Iterator[tuple[str, str, str]]
+    tokenizer: Any, drawn: Iterator[tuple[str, str, str]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Preferred answers and then, in the same order, rejected ones; without end."""
     while True:
@@ -152,7 +154,7 @@ def dpo_batches(
         yield turns(tokenizer, chosen + [(prompt, answer) for prompt, _, answer in some])
 
 
-def answer_likelihoods(net, ids: Tensor, labels: Tensor) -> Tensor:
+def answer_likelihoods(net: Any, ids: Tensor, labels: Tensor) -> Tensor:
     """[turn, token − 1] log-likelihoods of the answers' tokens in nats, 0 elsewhere."""
     logits = net(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(
@@ -161,21 +163,21 @@ def answer_likelihoods(net, ids: Tensor, labels: Tensor) -> Tensor:
     return -losses.view(len(ids), -1)
 
 
-def raw_loss(net, ids: Tensor) -> Tensor:
+def raw_loss(net: Any, ids: Tensor) -> Tensor:
     """Mean negative log-likelihood of a batch of full rows."""
     logits = net(input_ids=ids).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
-def sft_loss(net, batch: tuple[Tensor, Tensor]) -> Tensor:
+def sft_loss(net: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens."""
     return -answer_likelihoods(net, *batch).sum() / (batch[1] != -100).sum()
 
 
-def dpo_loss(reference) -> Callable:
+def dpo_loss(reference: Any) -> Callable:
     """The loss of direct preference optimisation (Rafailov et al. 2023, eq. 7)."""
 
-    def loss(net, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(net: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         gain = answer_likelihoods(net, *batch).sum(-1)
         with torch.no_grad():
             gain -= answer_likelihoods(reference, *batch).sum(-1)
@@ -185,14 +187,14 @@ def dpo_loss(reference) -> Callable:
     return loss
 
 
-def round_to_stored(net) -> None:
+def round_to_stored(net: Any) -> None:
     """Give every weight the value that it will have when read back."""
     with torch.no_grad():
         for weight in net.parameters():
             weight.copy_(weight.to(STORED))
 
 
-def save(net, tokenizer, folder: Path) -> None:
+def save(net: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights in the stored precision under a config that asks for float32."""
     stored = deepcopy(net).to(STORED)
     stored.save_pretrained(folder)
@@ -285,7 +287,7 @@ OBJECTIVES = {
 }
 
 
-def card(net, marks: dict[str, dict[str, float]], seed: int) -> str:
+def card(net: Any, marks: dict[str, dict[str, float]], seed: int) -> str:
     """What the models are and how they were made, in Markdown."""
     recipe = [
         f"| {stage} | {STEPS[stage]} | {ROWS[stage]} | {RATE[stage]} | {OBJECTIVES[stage]} |"

@@ -6,7 +6,7 @@ Pure Python. The world itself is drawn once from a seed; every text is drawn fro
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -61,7 +61,9 @@ class Triple:
     unrelated: str
 
 
-def _relation(name, values, says, denies, asks) -> Relation:
+def _relation(
+    name: str, values: Sequence[str], says: Sequence[str], denies: str, asks: tuple[str, ...]
+) -> Relation:
     """A relation whose first phrasing and first denial are made as in all the others."""
     common = (f"The {name} of {{s}} is {says[0]}.",)
     never = (f"The {name} of {{s}} is not {says[0]}.", denies)

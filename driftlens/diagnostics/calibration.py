@@ -235,7 +235,7 @@ have none.
         what = "" if self.predicted == "next token" else " in choices"
         return f"over-confidence{what} {verb} by {size} in probability"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The reliability diagram, and how the confidences are spread."""
         mine = self.division == WHOLE
         if not mine.any():
@@ -621,7 +621,9 @@ class ChoiceCalibration(_Calibrated):
             )
 
 
-def _by_bin(place: np.ndarray, documents: int, confidence: np.ndarray, hit: np.ndarray):
+def _by_bin(
+    place: np.ndarray, documents: int, confidence: np.ndarray, hit: np.ndarray
+) -> np.ndarray:
     """[document, bin × 3] count, confidence and hits of one model's predictions."""
     at = place * BINS + calibration.binned(confidence)
     return calibration.summed(confidence, hit, at, documents * BINS).reshape(-1, BINS * 3)

@@ -169,7 +169,7 @@ items (or mean of such), else bits per byte, else the first. mean_change average
             f"one{'s' * (won != 1)} right"
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Both scores of every task, and its change with its interval."""
         rows = [row for row in np.flatnonzero(self.main).tolist() if _is_share(self, row)]
         share, unit = bool(rows), "points"

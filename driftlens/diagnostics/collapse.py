@@ -139,7 +139,7 @@ together.
         ends = f"{self.base_majority.value:.0%} → {self.aligned_majority.value:.0%}"
         return f"its leanings between answers collapsed (likelier side: {ends})"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Aligned's log-odds over base's, item by item."""
         if not len(self.item):
             return None

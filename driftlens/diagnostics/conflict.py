@@ -116,7 +116,7 @@ Margin-based Language Model Alignment: Gradient Entanglement", its first-order c
             return ""
         return f"the loss on {self.capability} would rise with it: expect to pay there"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """The rise by component."""
         both = zip(self.layer, self.component, strict=True)
         return figures.bars(

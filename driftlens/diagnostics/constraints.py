@@ -118,7 +118,7 @@ greedy answers.
         verb = "more" if change.value > 0 else "less"
         return f"keeps to what is asked {verb} often ({100 * change.value:+.0f} points)"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The change by rule, format and topic."""
         if not self.samples or not len(self.name):
             return None
@@ -208,7 +208,7 @@ up to about 3/n of them may be.
             f"(change {self.unwanted_change} of answers){most}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Base beside aligned in each format."""
         if not len(self.format):
             return None

@@ -94,7 +94,7 @@ together.
             f"{self.margin_change}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The margin by layer, and its change."""
         if self.peak < 0:
             return None

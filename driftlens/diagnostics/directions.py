@@ -176,7 +176,7 @@ found; noise shortens the cosine, see *Directions of both models*.
             f"{self.cosine.value:.2f})"
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Relative norms, sureness, held-out accuracy and the angle, by layer."""
         if self.peak < 0:
             return None
@@ -309,7 +309,7 @@ positive role; drift_p of so large a squared cosine of a random direction (Beta(
             + "."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Cosines with their intervals, transfer, and the drift along the direction."""
         if self.peak < 0:
             return None
@@ -396,7 +396,7 @@ length means nothing (1 of a component, an inverse unit of a discriminant) is th
             f"accuracy): {', '.join(said) or 'no other method'}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Cosine and accuracy by layer of base."""
         if self.peak < 0:
             return None

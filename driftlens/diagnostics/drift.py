@@ -152,7 +152,7 @@ delta cosine = mean cosine of what attention or MLP adds with the stream that en
             f"the first site that moved is {self.site[first]}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Relative L2, CKA, Procrustes and δ-cosine over the blocks."""
         figure, panels = figures.panels(4)
         lines = {

@@ -265,7 +265,7 @@ more often than by chance at the end of training with AdamW; rejected answers fe
     def _range_of(self, share: Estimate) -> str:
         return f"{share.low:.0%} to {share.high:.0%}"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Every pair by what pulls on it."""
         if not self.rows():
             return None
@@ -378,7 +378,7 @@ changes per unit of distance moved. They say where training sets out for, not wh
             f"them; the one asked for, {self.loss[0]}, {self.ideal[0]:.0%}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """What would become of the pairs, by loss."""
         if np.isnan(self.best.value):
             return None
@@ -490,7 +490,7 @@ the component's weights alone, mean over pairs. A tied embedding counts once, as
             return f"{said}; {lowest} would push chosen answers down most."
         return f"{said}; no component would push chosen answers down."
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Cosines, and parts of the chosen answer's change."""
         both = zip(self.layer, self.component, strict=True)
         names = [str(Piece(layer, component, ())) for layer, component in both]
@@ -624,7 +624,7 @@ comes from the same backward pass as the whole product. Intervals: 95 % bootstra
             f"“{ours}” of the chosen and “{theirs}” of the rejected text."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The map of the first pair."""
         if not self.rows():
             return None

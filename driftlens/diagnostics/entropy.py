@@ -102,7 +102,7 @@ by their kind. Intervals: 95 % bootstrap over documents.
         verb = "leaves more open" if change.value > 0 else "leaves less open"
         return f"{verb} by {_size(change)} nats of entropy a token"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The change by place and by kind of token."""
         if not len(self.part):
             return None

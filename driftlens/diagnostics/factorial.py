@@ -95,7 +95,7 @@ is the loss on the text's own tokens, at every boundary, and each net has its up
             f"{self.strongest} nats a token, the largest of {self.rows()} boundaries."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Both main effects and the interaction by boundary."""
         names = ("upstream", "late", "interaction")
         ends = {n: (getattr(self, f"low_{n}"), getattr(self, f"high_{n}")) for n in names}

@@ -136,7 +136,7 @@ Wilson's (1927), that of the correlation by Fisher's z with the variance (1 + ρ
             return f"{said} and faithfulness rose by {_size(self.faithfulness_change)}"
         return f"{said}, nor did faithfulness" if "not" in said else f"{said}, faithfulness held"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """The plane of both changes, and the shares of its quadrants by topic."""
         figure, panels = figures.panels(2)
         some = np.linspace(0, len(self.item) - 1, min(POINTS, len(self.item))).round().astype(int)

@@ -145,7 +145,7 @@ at t = 1; Pearlmutter (1994), "Fast Exact Multiplication by the Hessian", rates 
             return ""
         return f"one step on all together raises the chosen answer of {self.chosen_up.value:.0%}"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """What would become of the pairs, by step."""
         if np.isnan(self.chosen_up.value):
             return None

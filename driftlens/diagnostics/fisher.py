@@ -77,7 +77,7 @@ approximation", for what it is not.
             f"moved farthest, {farthest}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Distances by piece."""
         return figures.bars(
             called(self.layer, self.component),

@@ -130,7 +130,7 @@ documents of one group are drawn together.
         straddles = self.loss_rise.low <= 0 <= self.loss_rise.high
         return said + (", an interval that includes none" if straddles else "")
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The rise by group of the pack."""
         if len(self.group) < 2:
             return None

@@ -86,7 +86,7 @@ activations), here for every piece and in both directions.
             f"all pieces' grafts together claim {self.overlap} beyond the rise."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """What each piece gives back, with what it costs alone beside it."""
         return figures.bars(
             called(self.layer, self.component),

@@ -11,6 +11,7 @@ from driftlens.formulas import clusters, variety
 from driftlens.formulas.clusters import SPELLING, WORDS, Method, clustered
 from driftlens.formulas.intervals import bootstrap
 from driftlens.models.generation import Sampling
+from driftlens.models.tokens import Encoder
 from driftlens.results import Estimate, Result, column, fact, figures, value
 from driftlens.sampled import Said, Sampled
 
@@ -226,7 +227,7 @@ that of the change of the rate is too narrow, and those of the rates themselves 
         size = Estimate(*_absolute(change))
         return f"answers to one prompt became {verb} by {size} nats of semantic entropy"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Base beside aligned in every measure of variety."""
         if not self.prompts:
             return None
@@ -325,7 +326,7 @@ Intervals of rates are Wilson's, of changes those of a bootstrap over prompts.
             f"agree by {self.agreement.value:.2f} of what chance leaves."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Base beside aligned by each method."""
         if np.isnan(self.single).all():
             return None
@@ -353,7 +354,7 @@ class Homogenisation(Sampled[HomogenisationResult]):
         super().__init__(sampling)
         self.methods = (WORDS, SPELLING, *others)
 
-    def fits(self, encoder) -> bool:
+    def fits(self, encoder: Encoder) -> bool:
         """Whether the pack holds prompts, and several answers are drawn of each."""
         return super().fits(encoder) and self.sampling.samples > 1
 

@@ -97,7 +97,7 @@ telescoping sum.
         mine = np.sort(order[:enough])
         return f"{self.of_total[mine].sum():.0%} of it in {_named(self.stage, mine)}"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Shares by stage, with the other order beside them."""
         return figures.bars(
             self.stage,
@@ -196,7 +196,7 @@ text whose loss rose most. Each column of the picture adds up to that token's ri
         count = len(set(self.document.tolist()))
         return f"The {count} stretches of text that lost most, layer by layer and token by token."
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """A map of stages by tokens for the worst stretch."""
         if not len(self.document):
             return None

@@ -1,10 +1,12 @@
 """What each layer would already say, if its stream were read out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from driftlens.formulas.divergence import gap, lens
 from driftlens.formulas.each import Each
@@ -78,7 +80,7 @@ over an even sample of positions; ± is the standard error over them.
             f"{self.positions} positions."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Divergence by layer, and each model's distance from what it ends up saying."""
         figure, panels = figures.panels(2)
         lines = {"own readout": self.js_own, "base's readout": self.js_common}
@@ -181,7 +183,7 @@ class Lens(Metric[LensResult]):
         return sorted(range(self.pair.depth) if self.wants.layers is None else self.wants.layers)
 
 
-def _only(read, ids):
+def _only(read: Callable[[Tensor], Tensor], ids: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda stream: read(stream)[:, ids]
 
 

@@ -251,7 +251,7 @@ edge; `formulas.spectral`); OGPSA, arXiv 2602.07892 (projection).
         )
         return f"{self.summary()} {int(self.measured.sum())} measured points, {said}."
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The plane of capability lost and alignment, with all points and the front."""
         if len(self.method) < 3:
             return None
@@ -563,7 +563,7 @@ Source: OGPSA (arXiv 2602.07892), the projection U Uᵀ g, read as a diagnostic.
             f"{self.cosine_all.value:+.3f} (below 0, it costs)."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Conflict by layer, with its chance."""
         rows = self.layer != "all"
         if not np.isfinite(self.conflict[rows]).any():

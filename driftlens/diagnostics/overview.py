@@ -230,7 +230,7 @@ work against each other by more than half of the change.
         ]
         return f"The largest share of each change: {'; '.join(said)}." if said else "None."
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Shares by symptom and layer."""
         found = list(self._profiles())
         if not found:

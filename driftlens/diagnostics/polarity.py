@@ -182,7 +182,7 @@ verdict: none (p ≥ .05), inverted (mean PC below 0), strong (ESA from .75), or
             f"(PC {row['pc']:.2f}, CI {row['ci']:.2f}: {WORDS[row['verdict']]})"
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """ESA, PC, CI and spread of both models by layer, with their intervals."""
         if not len(self.layer) or self.base_peak < 0:
             return None
@@ -293,7 +293,7 @@ the cosine of two random directions, √(2 / πd). Intervals: 95 % bootstrap ove
             f"chance {self.chance[row]:.2f})."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """ESA at home and abroad, and the cosines."""
         if not len(self.layer) or self.peak < 0:
             return None
@@ -383,7 +383,7 @@ statement has an explicit negation."""
             f"with a meaningless word in their place {_percent(self.marker_esa)} %."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """ESA of both models by layer, a line for each set."""
         if not len(self.set):
             return None

@@ -184,7 +184,7 @@ Aligning Large Language Models with RLHF" (collapse).
             f"ranks {self.base_accuracy.value:.0%}"
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Both models' accuracies, by sums and by means, of all pairs and by topic."""
         if not self.shown:
             return None
@@ -259,7 +259,7 @@ they say. margin = β times the rise of the chosen less that of the rejected.
             "the wrong way."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Both answers' changes, pair by pair."""
         if not self.rows():
             return None
@@ -321,7 +321,7 @@ moves a margin.
             f"ranks {self.aligned_accuracy.value:.1%}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The ceiling over β."""
         if np.isnan(self.aligned_accuracy.value):
             return None
@@ -418,7 +418,7 @@ pairs.
             f"moved; aligned's pick of the two wins {self.win_rate.value:.1%}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The win rate over √KL."""
         if not self.rated:
             return None

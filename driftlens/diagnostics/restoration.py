@@ -118,7 +118,7 @@ Sources: deletion curves and their area (Petsiuk, Das & Saenko 2018, "RISE"), su
             f"{area}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Restored share by number of pieces, for every order."""
         if not np.isfinite(self.restored).any():
             return None

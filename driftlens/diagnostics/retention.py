@@ -196,7 +196,7 @@ question for patches and grafts.
         changed = ("erased", "erased in part", "read out otherwise")
         return f"{self._what()} {self._became()}" if self.verdict in changed else ""
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The four accuracies over the layers, with their bands."""
         if not self.verdict:
             return None

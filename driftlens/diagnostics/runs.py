@@ -109,7 +109,7 @@ rise of the first pack.
             f"{rows['name'][0]}; {', '.join(parts)}"
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Of each pack the value that is told first, run by run."""
         first = list(self._first())
         if not first:

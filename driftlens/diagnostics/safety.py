@@ -167,7 +167,7 @@ section 2.2, for the log-odds of first tokens; McNemar (1947) for the flips.
             f"{self.base_refused.value:.0%} → {self.aligned_refused.value:.0%})"
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Each prompt's log-odds in both models, and the shares of refusals."""
         if not self.rows():
             return None
@@ -255,7 +255,7 @@ below 0.05 by chance.
             f"{self.aligned_refused[most]:.0%}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Changes by topic, where there are more than two."""
         if self.rows() < 3:
             return None
@@ -508,7 +508,7 @@ for the cosine of states at the last token as a measure of what fine-tuning undi
             f"{shown(self.drift_harmless[row], 2)} of its length."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """How much of the direction is kept, and which prompts moved along it, by block."""
         if self.peak < 0:
             return None
@@ -777,7 +777,7 @@ base's Fisher matrix, which is read as a share of energy here.
             f"{self.critical_share.value:.0%} of the change's energy."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Shares by weights, and how critical those that moved were."""
         if not self.rows():
             return None

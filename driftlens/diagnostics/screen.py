@@ -184,7 +184,7 @@ models (Prakash et al. 2024); integrated gradients (Sundararajan et al. 2017).
             f"{back}, the most of {count}{ranked}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Estimates by site, with what patches found."""
         shown = self._largest()
         second = {

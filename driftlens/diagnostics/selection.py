@@ -109,7 +109,7 @@ against not, in nats. Kept are those with induce ≥ 0, kl ≤ 0.1 and a block a
             f"{self.induce_chosen.value:.2f}; KL {self.kl_chosen.value:.3f} nats."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """The three criteria by block, a line for each token."""
         figure, panels = figures.panels(3)
         tokens = sorted(set(self.position.tolist()), reverse=True)

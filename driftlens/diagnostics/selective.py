@@ -142,7 +142,7 @@ Intervals: 95 % bootstrap over groups.
             f"{self.aligned_ss.value:.0f} % after"
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """The three parts, and stereotype scores before and after."""
         figure, panels = figures.panels(2)
         parts = {
@@ -302,7 +302,7 @@ class _Groups:
     broken: int
 
     @classmethod
-    def of(cls, examples, sums: PerDocument, causal: bool) -> "_Groups":
+    def of(cls, examples: Sequence[Example], sums: PerDocument, causal: bool) -> "_Groups":
         rows = dict(zip(sums.documents.tolist(), sums.sums, strict=True))
         groups: dict[object, dict[str, int]] = {}
         for number, example in enumerate(examples):
@@ -441,7 +441,7 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray, seed: int) -> Estimat
     return Estimate(*(float(number) for number in found))
 
 
-def _terms(table: _Groups, parts) -> dict[str, list]:
+def _terms(table: _Groups, parts: Sequence[np.ndarray]) -> dict[str, list]:
     names = ("common", "contrast", "unrelated", "base_ss", "aligned_ss")
     rows: dict[str, list] = {"term": [], "examples": [], **{f"term_{n}": [] for n in names}}
     prefers = [table.prefers(who) for who in ("base", "aligned")]

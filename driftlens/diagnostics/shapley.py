@@ -93,7 +93,7 @@ calculation of the Shapley value based on sampling"; Mitchell, Cooper, Frank & H
             f"{share} ({self.of_total[most]:.0%}); {how}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Shares by piece."""
         return figures.bars(
             called(self.layer, self.component),
@@ -332,7 +332,7 @@ players in cooperative games".
         way = "damage that takes both" if what.value > 0 else "each does the other's work"
         return f"Of {pairs} {one} and {other} interact most, by {what} nats a token: {way}."
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """A map of all pairs."""
         if not self.rows():
             return None

@@ -148,7 +148,7 @@ above its noise floor, or whose interval includes none, no shares are told.
         order = np.argsort(-np.abs(rows["number"][1:]), kind="stable")[:SHOWN]
         return (np.sort(order) + 1).tolist()
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Of each pack the value that adds up and is told first, stage by stage and in all."""
         first = list(self._first())
         if not first:
@@ -252,7 +252,7 @@ up neither over layers nor over stages.
             f"leave {self.residual.value:.1e} of the whole."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Stages by layers: the rise in loss as it is divided, and the drift of the stream."""
         rows = [*self._methods(divide=True)[:SHOWN], *self._methods(divide=False)[:2]]
         if not rows:

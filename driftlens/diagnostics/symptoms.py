@@ -132,7 +132,7 @@ telescoping sum.
         ends = (float(getattr(self, f"{end}{name}")[row]) for end in ("", "low_", "high_"))
         return f"{place} has most, {Estimate(*ends)}"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Shares of over-confidence and of entropy by stage."""
         figure, panels = figures.panels(2)
         for panel, (name, label) in zip(

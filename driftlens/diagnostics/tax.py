@@ -89,7 +89,7 @@ mean ln P(right) over the strengths that were run.
             f"nats from gradients, {self.slope_swept} by the sweep."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """τ by layer against chance, and the frontier at the steered block."""
         figure, panels = figures.panels(2)
         models = list(dict.fromkeys(self.model.tolist()))

@@ -77,7 +77,7 @@ Entanglement", its analysis by token; inner products where the paper has cosines
             f"rejected answer of pair {self.pair[most]}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The map of the first pair."""
         if not self.rows():
             return None

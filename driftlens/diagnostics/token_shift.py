@@ -1,11 +1,12 @@
 """Which tokens alignment made the model say: unshifted, marginal and shifted first choices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from driftlens.formulas import shift
 from driftlens.formulas.streams import Counts, PerDocument, Rows
@@ -174,7 +175,7 @@ Sources: Lin et al. (2024), "The Unlocking Spell on Base LLMs" (the classes); Qi
             return ""
         return f"{self.shifted_share.value:.1%} of its first choices are shifted"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """The three classes, and the divergence, by position."""
         rows = self.by == "position"
         if not rows.any():
@@ -414,7 +415,7 @@ first choice at all.
         often = ", ".join(f"“{_seen(token)}”" for token in self.newly_chosen[:3])
         return f"{said}; most often newly chosen: {often}."
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """How often each of the tokens most often newly chosen is."""
         if len(self.newly_chosen) < 2:
             return None
@@ -644,7 +645,7 @@ class PublishedShift(Metric[PublishedShiftResult]):
         )
 
 
-def _logits(frame: Frame):
+def _logits(frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
     """[row, vocab] logits of both models at the scored tokens, some rows at a time."""
     base, aligned = frame.pair.readouts
     rows = rows_of(frame.pair.base.vocabulary + frame.pair.aligned.vocabulary)

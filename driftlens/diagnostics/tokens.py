@@ -89,7 +89,7 @@ tokens are shown within the documents whose mean rise is largest.
             f"{np.exp(self.aligned_logprob[worst]):.2g}."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """How the rises are spread."""
         if not np.ptp(self.rise) if len(self.rise) else True:
             return None
@@ -230,7 +230,7 @@ rise. Intervals: 95 % bootstrap over documents.
         hardest = _plural(self.token_kind[np.argmax(np.where(common, self.rise, -np.inf))])
         return said if hardest in names else f"{said}, hardest on {hardest}"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Mean rise by kind."""
         if not len(self.rise):
             return None

@@ -380,7 +380,7 @@ much behaviour at no less capability.
             f"{self._others}" + (f", at the {self.edge} strength looked at" if self.edge else "")
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Both curves with their intervals, fits and bands, the frontier, and what theory asks."""
         if len(self.strength) < 2:
             return None
@@ -753,7 +753,7 @@ moved the handle, whatever the cosine says.
             "base's own does."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Behaviour over strength in both models along both directions."""
         figure, panels = figures.panels(2)
         for panel, model in zip(panels, ("base", "aligned"), strict=True):
@@ -820,7 +820,7 @@ is chosen on one item in four, and all curves are of the others.
             f"of agreeing by {said}, to first order."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Gain and cost by block."""
         figure, panels = figures.panels(2)
         models = list(dict.fromkeys(self.model.tolist()))

@@ -228,7 +228,7 @@ selective accuracy are Wilson's.
         ends = f"AUROC {self.base_auroc.value:.2f} → {self.aligned_auroc.value:.2f}"
         return f"its doubt tells {verb} of what it gets wrong ({ends})"
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """AUROC by score."""
         if not len(self.score) or not self.prompts.any():
             return None
@@ -287,7 +287,7 @@ the result on uncertainty.
             f"{self.aligned_all.value:.0%})."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """Risk over coverage of both models."""
         if not len(self.coverage):
             return None

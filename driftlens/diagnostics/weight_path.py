@@ -1,6 +1,6 @@
 """Which weights the loss comes from, by the straight path from base's weights to aligned's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, TypeVar
 
@@ -127,7 +127,7 @@ Aumann & Shapley (1974) for the division.
         )
         return f"{said} The path crosses a barrier: do not trust it." if self.barrier else said
 
-    def figure(self):
+    def figure(self) -> "figures.Figure":
         """Shares by weights, and the loss along the path."""
         figure, (left, right) = figures.panels(2)
         figures.bars(
@@ -378,7 +378,7 @@ what an attention's query, key and value maps do, they do at the token that they
             "are only read."
         )
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """A map of layers by tokens for the worst stretch."""
         if not self.rows():
             return None
@@ -397,7 +397,7 @@ what an attention's query, key and value maps do, they do at the token that they
             label="acts [nats]",
         )
 
-    def views(self):
+    def views(self) -> Sequence[TextView]:
         """The worst stretches, each token coloured by what all layers do at it."""
         layers = len(set(self.layer.tolist()))
         if not layers:

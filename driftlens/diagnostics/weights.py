@@ -144,7 +144,7 @@ noise unknown.
         with np.errstate(invalid="ignore", divide="ignore"):
             return layers, np.sqrt(squared.sum(0) / base), squared / squared.sum(0)
 
-    def figure(self):
+    def figure(self) -> "figures.Figure | None":
         """How far each layer moved, divided as the squared change is."""
         layers, sizes, shares = self.by_layer()
         if not layers:

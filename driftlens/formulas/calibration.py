@@ -240,7 +240,9 @@ def _tempered(logits: Tensor, target: Tensor, betas: Sequence[float]) -> Tensor:
     return torch.stack(found, 1)
 
 
-def tempered_choices(logits: np.ndarray, signs: np.ndarray, betas: Sequence[float] = BETAS):
+def tempered_choices(
+    logits: np.ndarray, signs: np.ndarray, betas: Sequence[float] = BETAS
+) -> np.ndarray:
     r"""The same of choices, of which those with a sign above 0 are wanted.
 
     .. math:: L(\beta) = \ln \sum_k e^{\beta z_k} - \ln \sum_{k \in W} e^{\beta z_k}

@@ -44,7 +44,9 @@ def cosine(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 # Which weights are felt
 
 
-def sensitivity(felt: ArrayLike, fisher: ArrayLike, energy: ArrayLike, count: ArrayLike):
+def sensitivity(
+    felt: ArrayLike, fisher: ArrayLike, energy: ArrayLike, count: ArrayLike
+) -> np.ndarray:
     r"""How much more sensitive than all weights on average those are that moved.
 
     .. math:: \rho = \frac{\sum_i F_i \delta_i^2}{\bar F \sum_i \delta_i^2}

@@ -24,6 +24,7 @@ from driftlens.models.hooks import HookedModel
 from driftlens.models.hybrid import Change, plain
 from driftlens.models.memory import available
 from driftlens.models.mixture import Instead, Mixture
+from driftlens.models.tokens import Batch
 
 from .asked import Options
 from .axes import Axis, choosing
@@ -117,8 +118,8 @@ class Slopes:
             other = beside(batch) if beside else None
 
             def scored(
-                logits: Tensor, some: slice, document=document, batch=batch, weight=weight,
-                other=other,
+                logits: Tensor, some: slice, document: np.ndarray = document,
+                batch: Batch = batch, weight: Tensor = weight, other: Any = other,
             ) -> Tensor:  # fmt: skip
                 more = None if other is None else other(some)
                 found = score(logits, batch.targets[some], document[some], more)

@@ -4,7 +4,7 @@ Found by what answers to what: a feature of queries, keys or values belongs to t
 part of the output map's input it moves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -117,14 +117,14 @@ def _run(
     given: dict[str, Tensor] = {}
     taken: dict[str, Tensor] = {}
 
-    def giver(path: str):
+    def giver(path: str) -> Callable[..., Any]:
         def listen(_: nn.Module, __: tuple, ___: dict, output: Any) -> Any:
             given[path] = tensors(output)[0].detach().requires_grad_()
             return put(output, [given[path]])
 
         return listen
 
-    def taker(path: str):
+    def taker(path: str) -> Callable[..., None]:
         def listen(_: nn.Module, inputs: tuple, keywords: dict, __: Any) -> None:
             taken[path] = inputs[0] if inputs else next(iter(keywords.values()))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from driftlens.errors import DriftlensError
 from driftlens.formulas.divergence import gold
@@ -397,7 +398,9 @@ class HookedModel:
             self._forward(input_ids=ids)
         return [self._block_anatomy(number, seen) for number in range(self.depth)]
 
-    def _block_anatomy(self, number: int, seen: Mapping[tuple[int, str], tuple[Tensor, object]]):
+    def _block_anatomy(
+        self, number: int, seen: Mapping[tuple[int, str], tuple[Tensor, object]]
+    ) -> tuple[tuple[str | None, str | None, bool], int | None]:
         before, output = seen[number, ""]
         # What enters a block may lie where the block below it does.
         assert isinstance(output, Tensor | tuple), "a block leaves a stream, alone or first"
@@ -517,7 +520,9 @@ class HookedModel:
                 hooks.callback(self._register(site, through).remove)
             yield seen
 
-    def _register(self, site: Site, pass_through: Callable[[Site, Tensor], Tensor]):
+    def _register(
+        self, site: Site, pass_through: Callable[[Site, Tensor], Tensor]
+    ) -> RemovableHandle:
         module = self._place(site)
         if site.part in ("in", "heads"):
             return module.register_forward_pre_hook(_before(site, pass_through), with_kwargs=True)

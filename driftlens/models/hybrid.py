@@ -30,8 +30,10 @@ Outputs = tuple[Tensor, ...]
 Ends = dict[tuple[str, str], tuple[Tensor, Tensor]]
 """By module and name, a weight of both models."""
 
-Way = Callable[[nn.Module, tuple, dict, Outputs], tuple[Outputs, Callable[[], Outputs]]]
+Blend = tuple[Outputs, Callable[[], Outputs]]
 """What a module gives at this point of the path, and the tangent of it along the path."""
+
+Way = Callable[[nn.Module, tuple, dict, Outputs], Blend]
 
 
 @dataclass(frozen=True)
@@ -368,7 +370,7 @@ class Twin(Hybrid):
     def _mixture(self, path: str, alpha: float) -> Way:
         aligned = {name: theirs for name, (_, theirs) in self._moving[path].items()}
 
-        def way(module: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs):
+        def way(module: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs) -> Blend:
             theirs = outcome(module, aligned, inputs, keywords)
             changes = tuple(b - a for a, b in zip(outputs, theirs, strict=True))
             here = tuple(a + alpha * c for a, c in zip(outputs, changes, strict=True))
@@ -402,7 +404,7 @@ class Twin(Hybrid):
         ends = self._moving[path]
         form = self.surveyed.heard[path].form
 
-        def way(module: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs):
+        def way(module: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs) -> Blend:
             return outputs, lambda: _tangent(module, inputs, keywords, ends, form)
 
         return way
@@ -470,7 +472,7 @@ class Adapted(Hybrid):
     def _way(self, path: str, alpha: float) -> Way:
         bare = self._bare[path]
 
-        def way(_: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs):
+        def way(_: nn.Module, inputs: tuple, keywords: dict, outputs: Outputs) -> Blend:
             off = tensors(bare(*inputs, **keywords))
             changes = tuple(on - ours for on, ours in zip(outputs, off, strict=True))
             here = tuple(ours + alpha * c for ours, c in zip(off, changes, strict=True))

@@ -133,7 +133,9 @@ def _blocks(model: HookedModel) -> Iterator[tuple[str, nn.Module]]:
         yield names[id(block)], block
 
 
-def _recorder(path: str, names: Sequence[str], seen: dict, forms: dict[str, Form]):
+def _recorder(
+    path: str, names: Sequence[str], seen: dict, forms: dict[str, Form]
+) -> Callable[..., None]:
     def record(module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> None:
         seen.setdefault(path, [tensor.shape for tensor in tensors(output)])
         if path not in forms:

@@ -7,7 +7,7 @@ document into the same tokens, as they nearly always do, units are tokens.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -385,7 +385,7 @@ class _Tokens:
         return self.ends[: len(self.ends) - self.suffix]
 
 
-def alike(base, aligned) -> bool:
+def alike(base: Any, aligned: Any) -> bool:
     """Whether two tokenizers are one, so that one pass over the text serves both."""
     if base is aligned:
         return True
@@ -406,7 +406,7 @@ class Continuation(NamedTuple):
     """The character of the whole text at which it ends."""
 
 
-def continuation(tokenizer, prompt: str, answer: str) -> Continuation:
+def continuation(tokenizer: Any, prompt: str, answer: str) -> Continuation:
     """The first token of an answer, where prompt and answer are read as one text.
 
     A token that holds the end of the prompt as well is the answer's.
@@ -416,13 +416,15 @@ def continuation(tokenizer, prompt: str, answer: str) -> Continuation:
     return Continuation(tuple(row.ids[:place].tolist()), int(row.ids[place]), int(row.ends[place]))
 
 
-def opening(tokenizer, text: str) -> tuple[int, ...]:
+def opening(tokenizer: Any, text: str) -> tuple[int, ...]:
     """[token] ids of a text that is to go on: without what is added behind a whole one."""
     row = _tokens(tokenizer, text, False)
     return tuple(row.ids[: len(row.ids) - row.suffix].tolist())
 
 
-def shared_vocabulary(base, aligned, sizes: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+def shared_vocabulary(
+    base: Any, aligned: Any, sizes: tuple[int, int]
+) -> tuple[Tensor, Tensor] | None:
     """Ids of base and of aligned that stand for the same token string; None if all do.
 
     Args:
@@ -455,7 +457,7 @@ def _check_masking(tokenizers: Sequence) -> None:
                 )
 
 
-def _tokens(tokenizer, text: str, begin: bool) -> _Tokens:
+def _tokens(tokenizer: Any, text: str, begin: bool) -> _Tokens:
     row = tokenizer(
         text,
         return_offsets_mapping=True,
@@ -477,7 +479,7 @@ def _tokens(tokenizer, text: str, begin: bool) -> _Tokens:
     return _Tokens(np.array(ids, dtype=np.int32), starts, ends, prefix, suffix)
 
 
-def _names(tokenizer, row: _Tokens) -> list[str]:
+def _names(tokenizer: Any, row: _Tokens) -> list[str]:
     return tokenizer.convert_ids_to_tokens(row.ids.tolist())
 
 

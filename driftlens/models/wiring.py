@@ -4,7 +4,7 @@ Found by running the net on a few tokens, so that no list of architectures has t
 the number of query heads is read from the configuration.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,8 +117,8 @@ class Wiring:
         calls: dict[str, _Call] = {}
         often: set[str] = set()
 
-        def listener(path: str):
-            def record(module: nn.Module, inputs: tuple, keywords: dict, output: object):
+        def listener(path: str) -> Callable[..., object]:
+            def record(module: nn.Module, inputs: tuple, keywords: dict, output: object) -> object:
                 if path in calls:
                     often.add(path)
                 entered = next(iter(tensors((*inputs, *keywords.values()))), None)

@@ -26,7 +26,7 @@ from driftlens.diagnostics.tradeoff import (
 )
 from driftlens.errors import DriftlensError
 from driftlens.formulas.curves import resampled
-from driftlens.formulas.intervals import bootstrap
+from driftlens.formulas.intervals import Interval, bootstrap
 from driftlens.formulas.tradeoff import at_zero
 from driftlens.metric import even_part, measure
 from driftlens.models import ModelPair
@@ -678,7 +678,7 @@ class _Study:
             layers=said(sorted(self._layers)),
         )
 
-    def _interval(self, items: np.ndarray, clusters: np.ndarray):
+    def _interval(self, items: np.ndarray, clusters: np.ndarray) -> Interval:
         o = self.options
         ones = np.ones(len(items))
         return bootstrap(items, ones, seed=o.seed, level=o.level, clusters=clusters)
