@@ -89,7 +89,7 @@ from .uncertainty import RightAnswersResult, RiskCoverageResult, Uncertainty, Un
 from .weight_path import PositionMap, PositionMapResult, WeightPath, WeightPathResult
 from .weights import WeightChange, WeightChangeResult
 
-__all__ = [
+__all__: list[str] = [
     "Calibration",
     "CalibrationResult",
     "CapabilityConflict",
