@@ -50,19 +50,21 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return _kept(name, f"driftlens.{home}")
-    if name == "__all__":
-        globals()[name] = __dir__()
-        return globals()[name]
-    # A module of ours is asked for as an attribute before it is imported.
-    if not name.startswith("_") and find_spec(f"driftlens.{name}") is None:
-        home = "driftlens.diagnostics"
-        if name in import_module(home).__all__:
-            return _kept(name, home)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+    # Hidden from type checkers, which would take any name for one of ours.
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names:
+                return _kept(name, f"driftlens.{home}")
+        if name == "__all__":
+            globals()[name] = __dir__()
+            return globals()[name]
+        # A module of ours is asked for as an attribute before it is imported.
+        if not name.startswith("_") and find_spec(f"driftlens.{name}") is None:
+            home = "driftlens.diagnostics"
+            if name in import_module(home).__all__:
+                return _kept(name, home)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _kept(name: str, home: str) -> Any:
