@@ -45,7 +45,7 @@ class HookedModel:
         net: Any,
         tokenizer: Any,
         name: str = "",
-        around: Callable[[], AbstractContextManager] = nullcontext,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.net, self.tokenizer, self.around = net, tokenizer, around
         self.body = getattr(net, "base_model", net)

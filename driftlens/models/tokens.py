@@ -211,7 +211,9 @@ class Encoder:
             tokenizer of a masked model lacks the token that masks or the one that pads.
     """
 
-    def __init__(self, pack: Pack, tokenizers: tuple, length: int, *, masked: bool = False) -> None:
+    def __init__(
+        self, pack: Pack, tokenizers: tuple[Any, ...], length: int, *, masked: bool = False
+    ) -> None:
         if masked:
             _check_masking(tokenizers)
         self.pack, self.tokenizers, self.length, self.masked = pack, tokenizers, length, masked
