@@ -16,6 +16,7 @@ from . import elsewhere, phased, series
 from .capture import capture
 from .compare import compare
 from .evals import evals
+from .log import log
 from .mitigate import mitigate
 from .plan import plan
 from .probe import probe
@@ -55,6 +56,7 @@ from .shared import (
     Preferred,
     Quiet,
     Remote,
+    ReportTo,
     Revision,
     Samples,
     Scores,
@@ -94,6 +96,7 @@ from .shared import (
     together_told,
     told,
     told_how_far,
+    trackers_of,
     try_out,
     within,
 )
@@ -205,6 +208,7 @@ def report(
     keep_store: KeepStore = None,
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(help="Leave with 1 if this holds, as 'forgetting.loss_rise>0.1'."),
@@ -266,7 +270,7 @@ def report(
 
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     out = out or (
         series.place_of(series.named(context))
         if later
@@ -284,7 +288,7 @@ def report(
     if later:
         phased.refuse_series(context)
         elsewhere.refuse_series(context)
-        series.reported(context, packs, bounds, partial, out, formats, rows, started)
+        series.reported(context, packs, bounds, partial, out, formats, to, rows, started)
         return
     loaded = phased.models_of(context, store)
     from driftlens import doctor, suite
@@ -334,8 +338,7 @@ def report(
     partial.remove()
     if keep_store is None:
         phased.forget(store)
-    tell(page, written, quiet, as_json)
-    leave(bounds, results)
+    leave(bounds, results, tell(page, written, quiet, as_json, to))
 
 
 @app.command()
@@ -368,6 +371,7 @@ def attribute(
     allow_mixed_dtypes: Mixed = False,
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     overwrite: Overwrite = False,
     allow_identical: Identical = False,
     revision: Revision = None,
@@ -387,7 +391,7 @@ def attribute(
     """
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     out = out or Path("reports") / f"{slug(base)}-{slug(aligned)}-attribution"
     try_out(out, overwrite)
     methods = tuple(dict.fromkeys(method or ["weight-path"]))
@@ -422,7 +426,7 @@ def attribute(
     title = f"{called(pair.base.name)} → {called(pair.aligned.name)}, attributed"
     page = Report(title, results, checks, about)
     written = page.write(out, overwrite=overwrite, formats=formats)
-    tell(page, written, quiet, as_json)
+    leave((), results, tell(page, written, quiet, as_json, to))
 
 
 @app.command()
@@ -488,6 +492,7 @@ def check(
     dtype: Dtype = "auto",
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(help="Leave with 1 if this holds, as 'entanglement.case_both_down>0.2'."),
@@ -515,7 +520,7 @@ def check(
 
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     out = out or Path("reports") / f"{slug(model)}-check"
     try_out(out, overwrite)
     named = {name: context.params[name] for name in OF_LOSSES if context.params[name] is not None}
@@ -561,8 +566,7 @@ def check(
     title = f"{called(pair.aligned.name)} before training on {on}"
     page = Report(title, found.results, found.checks, about)
     written = page.write(out, overwrite=overwrite, formats=formats, safe=found.safe(prefs))
-    tell(page, written, quiet, as_json)
-    leave(bounds, found.results)
+    leave(bounds, found.results, tell(page, written, quiet, as_json, to))
 
 
 @app.command()
@@ -670,5 +674,6 @@ app.command()(capture)
 app.command()(told()(compare))
 app.add_typer(evals, name="evals")
 app.command()(mitigate)
+app.command()(log)
 app.add_typer(probe, name="probe")
 app.add_typer(steer, name="steer")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from driftlens.errors import DriftlensError
+
 from .shared import (
     FORMATS,
     AsJson,
@@ -17,15 +19,18 @@ from .shared import (
     Format,
     Overwrite,
     Quiet,
+    ReportTo,
     Seed,
-    fail,
+    end,
     formats_of,
     leave_to_first,
     of_preflight,
     print_checks,
     print_table,
     record,
+    report_written,
     reported,
+    trackers_of,
     try_out,
 )
 
@@ -53,6 +58,7 @@ def compare(
     ] = None,
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -65,9 +71,15 @@ def compare(
     """
     leave_to_first()
     started = datetime.now(UTC)
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     if out is not None:
         try_out(out, overwrite)
+    elif to:
+        raise DriftlensError(
+            "--out beside --report-to, which tells of a page that is written",
+            found="none",
+            remedy="Name a folder with --out.",
+        )
     bounds = [Bound.of(text, [*reported(), *of_preflight()]) for text in fail_on or []]
     from driftlens import comparison
 
@@ -87,8 +99,8 @@ def compare(
         for bound in bounds
         if any(map(bound.holds, comparison.crossed(found.result, bound.kind, bound.name)))
     ]
-    if over:
-        fail(f"threshold crossed by a difference: {'; '.join(over)}", 1)
+    unsent = [] if written is None else report_written(written.parent, to, quiet)
+    end(f"threshold crossed by a difference: {'; '.join(over)}" if over else "", unsent)
 
 
 def _show(found: "Comparison") -> None:

@@ -1,5 +1,6 @@
 """`driftlens evals`: what was measured elsewhere, of both models side by side."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,7 @@ from .shared import (
     Overwrite,
     Quiet,
     Remote,
+    ReportTo,
     Revision,
     Seed,
     called,
@@ -38,6 +40,7 @@ from .shared import (
     slug,
     tell,
     told,
+    trackers_of,
     try_out,
     values_of,
 )
@@ -99,6 +102,7 @@ def read(
     fail_on: FailOn = None,
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -111,7 +115,7 @@ def read(
     """
     leave_to_first()
     started = datetime.now(UTC)
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     from driftlens.diagnostics import CapabilityResult
     from driftlens.evals import Evaluation
 
@@ -121,7 +125,7 @@ def read(
     out = out or Path("reports") / f"{slug(both[0].name)}-{slug(both[1].name)}-tasks"
     try_out(out, overwrite)
     asked = {"any_prompt": any_prompt, "chance": guessed}
-    written(both, asked, out, formats, bounds, seed, started, overwrite, quiet, as_json)
+    written(both, asked, out, formats, to, bounds, seed, started, overwrite, quiet, as_json)
 
 
 def written(
@@ -129,6 +133,7 @@ def written(
     asked: dict,
     out: Path,
     formats: set[str],
+    to: Sequence[str],
     bounds: list[Bound],
     seed: int,
     started: datetime,
@@ -149,8 +154,8 @@ def written(
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     title = f"{called(both[0].name)} → {called(both[1].name)} on tasks"
     page = Report(title, [found], (), about)
-    tell(page, page.write(out, overwrite=overwrite, formats=formats), quiet, as_json)
-    leave(bounds, [found])
+    place = page.write(out, overwrite=overwrite, formats=formats)
+    leave(bounds, [found], tell(page, place, quiet, as_json, to))
 
 
 def guesses_of(chance: list[str] | None) -> dict[str, float]:
@@ -198,6 +203,7 @@ def run(
     allow_mixed_dtypes: Mixed = False,
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     overwrite: Overwrite = False,
     revision: Revision = None,
     aligned_revision: AlignedRevision = None,
@@ -213,7 +219,7 @@ def run(
     """
     leave_to_first()
     started = datetime.now(UTC)
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     from driftlens.diagnostics import CapabilityResult
 
     bounds = [Bound.of(text, values_of(CapabilityResult)) for text in fail_on or []]
@@ -230,7 +236,7 @@ def run(
     both = evaluated(pair, named, rows=batch_size, seed=seed, **how)
     # Of each model's own template the prompts are others, as was asked for.
     asked = {"tasks": named, **how, "any_prompt": chat, "chance": guessed}
-    written(both, asked, out, formats, bounds, seed, started, overwrite, quiet, as_json)
+    written(both, asked, out, formats, to, bounds, seed, started, overwrite, quiet, as_json)
 
 
 @evals.command("scores")
@@ -259,6 +265,7 @@ def scores(
     device: Annotated[str, typer.Option(help="Where classifiers run.")] = "cpu",
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     overwrite: Overwrite = False,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -272,7 +279,7 @@ def scores(
     """
     leave_to_first()
     started = datetime.now(UTC)
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     from driftlens import diagnostics
     from driftlens.judged import Judged, judged, texts
     from driftlens.packs import named
@@ -313,8 +320,8 @@ def scores(
     about = record(models, [], seed, {"clean": clean, "least": least}, started)
     about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     page = Report(f"Toxicity and faithfulness of {read.name}", [found], (), about)
-    tell(page, page.write(out, overwrite=overwrite, formats=formats), quiet, as_json)
-    leave(bounds, [found])
+    place = page.write(out, overwrite=overwrite, formats=formats)
+    leave(bounds, [found], tell(page, place, quiet, as_json, to))
 
 
 def _label(told: str) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from .shared import (
     Overwrite,
     Quiet,
     Remote,
+    ReportTo,
     Revision,
     Seed,
     called,
@@ -48,6 +49,7 @@ from .shared import (
     tell,
     told,
     told_how_far,
+    trackers_of,
     try_out,
 )
 
@@ -130,6 +132,7 @@ def mitigate(
     allow_mixed_dtypes: Mixed = False,
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(help="Leave with 1 if this holds, as 'mitigation.total_cost>0.2'."),
@@ -157,7 +160,7 @@ def mitigate(
 
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     kept, wanted = _named(base, aligned, capability, alignment)
     out = out or Path("reports") / f"{slug(base)}-{slug(aligned)}-mitigation"
     try_out(out, overwrite)
@@ -201,8 +204,7 @@ def mitigate(
         mitigation.save(found, pair, save, chosen, overwrite=overwrite, about=run)
         if not quiet:
             typer.echo(f"model: {save}", err=True)
-    tell(page, written, quiet, as_json)
-    leave(bounds, found.results)
+    leave(bounds, found.results, tell(page, written, quiet, as_json, to))
 
 
 def _named(

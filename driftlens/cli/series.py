@@ -44,6 +44,7 @@ def reported(
     partial: "Partial",
     out: Path,
     formats: set[str],
+    to: Sequence[str],
     rows: int | None,
     started: datetime,
 ) -> None:
@@ -86,8 +87,7 @@ def reported(
             stages=pages,
         )
     partial.remove()
-    tell(page, written, asked["quiet"], asked["as_json"])
-    leave(bounds, whole)
+    leave(bounds, whole, tell(page, written, asked["quiet"], asked["as_json"], to))
 
 
 def _options(

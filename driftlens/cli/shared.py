@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -153,6 +153,14 @@ Format = Annotated[
     str, typer.Option(help="What to write: html, json, parquet, figures, with commas.")
 ]
 FORMATS = "html,json,parquet,figures"
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--report-to",
+        help="Tell a tracker too: wandb, tensorboard, mlflow or trackio; again for more.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the report that stands there.")
 ]
@@ -405,11 +413,71 @@ def check_kinds(packs: Sequence["Pack"], kind: str, what: str) -> None:
         )
 
 
-def leave(bounds: "Sequence[Bound]", results: Sequence["Result"]) -> None:
-    """Leave with 1 if a threshold was crossed."""
+def leave(
+    bounds: "Sequence[Bound]", results: Sequence["Result"], unsent: Sequence[str] = ()
+) -> None:
+    """Leave with 1 if a threshold was crossed, or with 2 if a tracker was not told."""
     crossed = [bound.said for bound in bounds if bound.crossed(results)]
-    if crossed:
-        fail(f"threshold crossed: {'; '.join(crossed)}", 1)
+    end(f"threshold crossed: {'; '.join(crossed)}" if crossed else "", unsent)
+
+
+def end(crossed: str, unsent: Sequence[str]) -> None:
+    """Leave with 1 if there is a word of thresholds, or with 2 if something is to be sent again.
+
+    Args:
+        crossed: Which thresholds were crossed, or nothing.
+        unsent: What to type for each tracker that was not told.
+    """
+    again = f"the report is written; to tell of it, type {' and '.join(unsent)}" if unsent else ""
+    if crossed or again:
+        fail(". ".join(filter(None, (crossed, again))), 1 if crossed else 2)
+
+
+def trackers_of(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The trackers that a caller names, each once, before anything is loaded.
+
+    Raises:
+        DriftlensError: One of them is none of ours, or could not be told later on.
+    """
+    if not names:
+        return ()
+    from driftlens.integrations import trackers
+
+    for name in (named := tuple(dict.fromkeys(names))):
+        trackers.ready(name)
+    return named
+
+
+def report_written(folder: Path, to: Sequence[str], quiet: bool) -> list[str]:
+    """Tell trackers of a report that is written; what to type again for those that fail."""
+    return [f"driftlens log {folder} --to {name}" for name in to if not _told(name, folder, quiet)]
+
+
+def _told(name: str, folder: Path, quiet: bool) -> bool:
+    from driftlens.integrations import trackers
+
+    try:
+        # Some of them talk, and what we print is for pipes.
+        with redirect_stdout(sys.stderr):
+            told, where = trackers.send(folder, name)
+    except KeyboardInterrupt:
+        fail(f"interrupted; the report is written: type driftlens log {folder} --to {name}", 130)
+    except Exception as error:
+        # Whatever a tracker raises, it is no reason to lose what was measured.
+        said = in_words(error) if isinstance(error, DriftlensError) else f"{error}"
+        typer.secho(f"{name} was not told: {type(error).__name__}: {said}", err=True, fg="red")
+        return False
+    if not quiet:
+        typer.echo(f"{name}: {told.extent()}: {where}", err=True)
+        for what in told.left_out[:LEFT_OUT]:
+            typer.echo(f"{name}: left out {what}", err=True)
+        if (more := len(told.left_out) - LEFT_OUT) > 0:
+            typer.echo(f"{name}: left out {more} more, which are listed there", err=True)
+    return True
+
+
+LEFT_OUT = 3
+"""Things that a tracker is not told of which are named; there they all are."""
 
 
 def lora_of(text: str) -> dict[str, Any]:
@@ -471,14 +539,17 @@ def loaded_for_check(context: typer.Context, adapter: dict[str, Any] | None) -> 
     return ModelPair(trained if pair.base is pair.aligned else pair.base, trained)
 
 
-def tell(page: "Report", written: Path, quiet: bool, as_json: bool) -> None:
-    """What a command that wrote a page leaves with."""
+def tell(
+    page: "Report", written: Path, quiet: bool, as_json: bool, to: Sequence[str] = ()
+) -> list[str]:
+    """What a command that wrote a page leaves with; what to type for trackers that failed."""
     if as_json:
         typer.echo((written.parent / "results.json").read_text("utf-8"))
-        return
-    if not quiet:
-        typer.echo(page.verdict(), err=True)
-    typer.echo(written)
+    else:
+        if not quiet:
+            typer.echo(page.verdict(), err=True)
+        typer.echo(written)
+    return report_written(written.parent, to, quiet)
 
 
 def in_words(error: DriftlensError) -> str:

@@ -32,6 +32,7 @@ from .shared import (
     Offline,
     Quiet,
     Remote,
+    ReportTo,
     Revision,
     Seed,
     called,
@@ -52,6 +53,7 @@ from .shared import (
     texts_in,
     told,
     told_how_far,
+    trackers_of,
     try_out,
 )
 
@@ -190,6 +192,7 @@ def measure(
     dtype: Dtype = "auto",
     seed: Seed = 0,
     format: Format = FORMATS,
+    report_to: ReportTo = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(help="Leave with 1 if this holds, as 'tradeoff.cost>0.1'."),
@@ -217,7 +220,7 @@ def measure(
 
     started = datetime.now(UTC)
     rows = None if batch_size == "auto" else count_of(batch_size, "--batch-size")
-    formats = formats_of(format)
+    formats, to = formats_of(format), trackers_of(report_to)
     out = out or Path("reports") / f"{slug(aligned or model)}-steering"
     keep = keep or out.parent / f"{out.name}-directions"
     _refuse_nested(out, keep)
@@ -276,8 +279,7 @@ def measure(
     _keep(apart, keep, overwrite)
     for name in () if quiet else apart:
         typer.echo(f"directions: {keep / name}", err=True)
-    tell(page, written, quiet, as_json)
-    leave(bounds, found.results)
+    leave(bounds, found.results, tell(page, written, quiet, as_json, to))
 
 
 @steer.command()

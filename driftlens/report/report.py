@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -63,12 +63,7 @@ class Report:
 
     def names(self) -> list[str]:
         """A name for the files of each result, safe on every system and used once."""
-        names: list[str] = []
-        for result in self.results:
-            wanted = "-".join(filter(None, map(_slug, (result.kind, result.pack)))) or "result"
-            others = (f"{wanted}-{count}" for count in range(2, len(names) + 3))
-            names.append(next(name for name in (wanted, *others) if name not in names))
-        return names
+        return names_of((result.kind, result.pack) for result in self.results)
 
     def write(
         self,
@@ -121,7 +116,7 @@ class Report:
 
         The modules that define its kinds of results must have been imported.
         """
-        return cls._of(_read_record(Path(folder)), Path(folder))
+        return cls._of(read_record(Path(folder)), Path(folder))
 
     @classmethod
     def _of(cls, record: Mapping[str, Any], folder: Path) -> "Report":
@@ -172,7 +167,7 @@ def render(folder: str | Path) -> Path:
     folder = Path(folder)
     for stage in sorted(folder.glob(f"{STAGES}/*/{RECORD}")):
         render(stage.parent)
-    record = _read_record(folder)
+    record = read_record(folder)
     report = Report._of(record, folder)
     with writable(folder):
         drawings = report._draw(folder if (folder / FIGURES).is_dir() else None)
@@ -186,7 +181,18 @@ def schema() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def names_of(results: Iterable[tuple[str, str]]) -> list[str]:
+    """For each kind and pack a name that is safe on every system and used once."""
+    names: list[str] = []
+    for known in results:
+        wanted = "-".join(filter(None, map(_slug, known))) or "result"
+        others = (f"{wanted}-{count}" for count in range(2, len(names) + 3))
+        names.append(next(name for name in (wanted, *others) if name not in names))
+    return names
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What results.json of a report's folder holds, if this version can read it."""
     record = read_json(folder / RECORD)
     version = str(record.get("schema_version"))
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
