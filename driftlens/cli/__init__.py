@@ -85,7 +85,6 @@ from .shared import (
     pair_of,
     preferences_of,
     print_checks,
-    print_result,
     protected,
     record_of,
     reported,
@@ -100,6 +99,7 @@ from .shared import (
     try_out,
     within,
 )
+from .show import show
 from .steer import steer
 
 app = typer.Typer(
@@ -618,20 +618,7 @@ def doctor(
         raise typer.Exit(2)
 
 
-@app.command()
-def show(folder: Annotated[Path, typer.Argument(help="Folder of a report.")]) -> None:
-    """Print a report's verdict and its small tables in the terminal."""
-    leave_to_first()
-    from driftlens import preflight, suite
-    from driftlens.report import Report
-
-    assert all((preflight, suite)), "kinds of results are known once these are imported"
-    page = Report.read(folder)
-    typer.echo(page.title)
-    typer.secho(page.verdict(), bold=True)
-    print_checks(page.checks)
-    for result in page.results:
-        print_result(result)
+app.command()(show)
 
 
 @app.command()

@@ -19,6 +19,8 @@ from driftlens.errors import DriftlensError
 from driftlens.versions import versions
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from driftlens.models import Model, ModelPair
     from driftlens.packs import Pack
     from driftlens.report import Report
@@ -958,48 +960,47 @@ def print_checks(checks: Sequence["Check"]) -> None:
         typer.echo(f"  {check.name}: {check.detail}")
 
 
-WIDE = 8
-"""Columns of a table that fit into a terminal; the Parquet file has them all."""
-
-
-def print_result(result: "Result") -> None:
-    """A result's sentence, and its table where it is small."""
+@contextmanager
+def screened() -> Iterator["Console"]:
+    """Where tables are printed: styled in a terminal, plain text of any width in a pipe."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    from driftlens.results import shown
-
-    typer.echo("")
-    typer.secho(f"{result.title} ({result.pack})", bold=True)
-    typer.echo(result.summary())
-    columns = dict(list(result.columns().items())[:WIDE])
-    if not 0 < result.rows() <= 60:
+    terminal = sys.stdout.isatty()
+    screen = Console(
+        markup=False,
+        highlight=False,
+        emoji=False,
+        # Without colours there are no other signs of style either, which a pipe would hand on.
+        color_system=None if os.environ.get("NO_COLOR") or not terminal else "auto",
+        force_terminal=terminal,
+        width=None if terminal or "COLUMNS" in os.environ else PIPE,
+    )
+    if terminal:
+        yield screen
         return
-    table = Table(box=None)
-    for name in columns:
-        table.add_column(escape(name.replace("_", " ")), justify="right")
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(
-            *(escape(cell) if isinstance(cell, str) else shown(cell.item()) for cell in row)
-        )
-    Console().print(table)
+    with screen.capture() as told:
+        yield screen
+    typer.echo("\n".join(line.rstrip() for line in told.get().splitlines()))
+
+
+PIPE = 1000
+"""Letters of a line in a pipe, where nobody wants it broken."""
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as a table with a column for each name, numbers to three places."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for name, what in rows[0].items():
         left = isinstance(what, str)
         justify: Any = "left" if left else "right"
-        table.add_column(escape(name.replace("_", " ")), justify=justify, overflow="fold")
+        table.add_column(Text(name.replace("_", " ")), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(_cell(what)) for what in row.values()))
-    Console().print(table)
+        table.add_row(*(Text(_cell(what)) for what in row.values()))
+    with screened() as screen:
+        screen.print(table)
 
 
 def _cell(what: Any) -> str:

@@ -36,8 +36,8 @@ class Value:
         if not (isfinite(self.floor) and isfinite(self.estimate.value)):
             return ""
         if self.below:
-            return f"below the floor of {shown(self.floor, 2)}"
-        return f"{multiple(abs(self.estimate.value) / self.floor)} the floor" if self.floor else ""
+            return f"below {shown(self.floor, 2)}"
+        return multiple(abs(self.estimate.value) / self.floor) if self.floor else ""
 
 
 @dataclass(frozen=True)
