@@ -82,9 +82,11 @@ def capture(
 ) -> None:
     """Keep a model's activations in a folder that scripts read by row, without the model.
 
-    driftlens capture demo:aligned --pack deeds --sites 3.out,5.out --out states
-
-    driftlens capture org/model --text held-out.jsonl --sites all --positions all --resume -o states
+    Examples:
+        # After two blocks, at the closing token of each statement.
+        driftlens capture demo:aligned --pack deeds --sites 3.out,5.out --out states
+        # Everything of a text, to be gone on with if it is stopped.
+        driftlens capture org/model --text held-out.jsonl --sites all --positions all --resume
     """
     from driftlens.activations import Plan, write
     from driftlens.models import Site

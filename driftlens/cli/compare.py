@@ -65,9 +65,13 @@ def compare(
 ) -> None:
     """Put finished runs side by side, and tell how far each is from the first.
 
-    driftlens compare reports/monday reports/tuesday
-
-    driftlens compare reports/a reports/b reports/c --fail-on 'forgetting.loss_rise>0.05'
+    Examples:
+        # Did it get better since Monday?
+        driftlens compare reports/monday reports/tuesday
+        # A page of many runs, each against the first.
+        driftlens compare reports/a reports/b reports/c --out reports/abc
+        # In CI: leave with 1 if a run lost more than the first.
+        driftlens compare reports/main reports/branch --fail-on 'forgetting.loss_rise>0.05'
     """
     leave_to_first()
     started = datetime.now(UTC)

@@ -9,6 +9,7 @@ import typer
 
 from driftlens.errors import DriftlensError
 
+from .help import App
 from .shared import (
     FORMATS,
     Aligned,
@@ -56,15 +57,21 @@ class ResultsOrCommand(ModelOrCommand):
     unsaid = "read"
 
 
-evals = typer.Typer(
+evals = App(
     cls=ResultsOrCommand,
-    no_args_is_help=True,
     subcommand_metavar="BASE_RESULTS ALIGNED_RESULTS ... | COMMAND ...",
     help="""Lay what was measured elsewhere of both models side by side.
 
-    `driftlens evals BASE_RESULTS ALIGNED_RESULTS` reads what lm-evaluation-harness has written, \
-and tells what was lost, task by task. It is short for `driftlens evals read`, which has its \
-options.""",
+    `driftlens evals BASE_RESULTS ALIGNED_RESULTS` reads what lm-evaluation-harness has written,
+    and tells what was lost, task by task. It is short for `driftlens evals read`, which has its
+    options.
+
+    Examples:
+        # Results that lie in two folders.
+        driftlens evals evals/base evals/aligned
+        # Run the tasks first.
+        driftlens evals run org/base org/aligned --tasks arc_easy,gsm8k
+    """,
 )
 
 Out = Annotated[
@@ -109,9 +116,11 @@ def read(
 ) -> None:
     """Compare two models' results of lm-evaluation-harness, and write a page.
 
-    driftlens evals evals/base evals/aligned --out reports/tasks
-
-    driftlens evals base/results_….json aligned/results_….json --fail-on 'capability.worst_change<0'
+    Examples:
+        # What was lost, task by task.
+        driftlens evals evals/base evals/aligned --out reports/tasks
+        # In CI: leave with 1 if a task lost more than two points.
+        driftlens evals evals/base evals/aligned --fail-on 'capability.worst_change<-0.02'
     """
     leave_to_first()
     started = datetime.now(UTC)
@@ -215,7 +224,11 @@ def run(
 ) -> None:
     """Ask both models tasks of lm-evaluation-harness (driftlens[evals]), and write a page.
 
-    driftlens evals run org/base org/aligned --tasks arc_easy,gsm8k --limit 200
+    Examples:
+        # Two tasks, 200 items of each.
+        driftlens evals run org/base org/aligned --tasks arc_easy,gsm8k --limit 200
+        # As a chat, with the examples that a paper gave.
+        driftlens evals run org/base org/aligned --tasks gsm8k --shots 5 --chat
     """
     leave_to_first()
     started = datetime.now(UTC)
@@ -273,9 +286,12 @@ def scores(
 ) -> None:
     """Tell what safety cost in faithfulness, from scores or by classifiers that are named.
 
-    driftlens evals scores scores.jsonl
-
-    driftlens evals scores texts.jsonl --toxicity org/toxic:toxic --faithfulness org/nli:entailment
+    Examples:
+        # Scores that you have already.
+        driftlens evals scores scores.jsonl
+        # Texts, to be judged by classifiers that you trust.
+        driftlens evals scores texts.jsonl --toxicity org/toxic:toxic \
+--faithfulness org/nli:entailment
     """
     leave_to_first()
     started = datetime.now(UTC)

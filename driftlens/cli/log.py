@@ -19,7 +19,11 @@ def log(
 ) -> None:
     """Tell a tracker of experiments of a finished report.
 
-    driftlens log reports/mine --to tensorboard
+    Examples:
+        # Where its figures, curves and pictures can be looked at beside others'.
+        driftlens log reports/mine --to tensorboard
+        # Without a network: it is sent by wandb sync, whenever you like.
+        WANDB_MODE=offline driftlens log reports/mine --to wandb
     """
     leave_to_first()
     from driftlens.report.written import Written

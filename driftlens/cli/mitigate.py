@@ -150,10 +150,13 @@ def mitigate(
 ) -> None:
     """Ask what would undo a loss without training: weights between the two, run on what counts.
 
-    driftlens mitigate demo:base demo:aligned
-
-    driftlens mitigate org/base org/aligned --capability held-out.jsonl --alignment pairs.jsonl \
---save kept --choose 'interpolation 0.7'
+    Examples:
+        # The demo pair, by a few points.
+        driftlens mitigate demo:base demo:aligned --quick
+        # A pair of your own: what is to be kept, and what was gained.
+        driftlens mitigate org/base org/aligned --capability held-out.jsonl --alignment pairs.jsonl
+        # Keep a model of it.
+        driftlens mitigate demo:base demo:aligned --keep 0.9 --save kept
     """
     from driftlens import doctor, mitigation
     from driftlens.report import Report

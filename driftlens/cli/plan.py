@@ -62,9 +62,11 @@ def plan(
 ) -> None:
     """Say what a report would take: memory, passes, bytes, time. A config.json is enough.
 
-    driftlens plan demo:base demo:aligned
-
-    driftlens plan org/model --device-memory 80GB --devices 8 --tokens 1000000
+    Examples:
+        # Does it fit on this machine?
+        driftlens plan demo:base demo:aligned
+        # Would it on eight others, and how long would it take?
+        driftlens plan org/model --device-memory 80GB --devices 8 --tokens 1000000
     """
     import os
 

@@ -10,6 +10,7 @@ import typer
 
 from driftlens.errors import DriftlensError
 
+from .help import App
 from .shared import (
     AdapterBase,
     AdapterRevision,
@@ -41,7 +42,16 @@ if TYPE_CHECKING:
     from driftlens.packs import Pack
     from driftlens.probe import Options, TrainedProbes
 
-probe = typer.Typer(no_args_is_help=True, help="Train probes of contrasts, and use them.")
+probe = App(
+    help="""Train probes of contrasts, and use them.
+
+    Examples:
+        # Learn what tells a statement from its opposite, at every layer.
+        driftlens probe train demo:aligned --pack deeds --out probe
+        # Ask what the model holds true.
+        driftlens probe apply probe demo:aligned --text statements.txt
+    """
+)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a probe.")]
 Pairs = Annotated[
@@ -104,9 +114,11 @@ def train(
 ) -> None:
     """Learn probes of a model's layers from statements and their opposites.
 
-    driftlens probe train demo:aligned --pack deeds --out probe
-
-    driftlens probe train org/model --pairs pairs.jsonl --method ccs --layers 8-16 --seeds 0,1,2
+    Examples:
+        # On a pack that ships with driftlens.
+        driftlens probe train demo:aligned --pack deeds --out probe
+        # On pairs of your own, in the middle of the stack.
+        driftlens probe train org/model --pairs pairs.jsonl --layers 8-16 --seeds 0,1,2
     """
     from driftlens.probe import CARD, TENSORS, Options
     from driftlens.probe.asked import UNSETTLED, Asked
@@ -201,9 +213,11 @@ def apply(
 ) -> None:
     """Read statements with a probe, in its own model or along a series of models.
 
-    driftlens probe apply probe demo:aligned --text statements.txt
-
-    driftlens probe apply probe demo:base demo:sft demo:aligned --pack deeds
+    Examples:
+        # What does the model hold true?
+        driftlens probe apply probe demo:aligned --text statements.txt
+        # Does the probe still read the next stage?
+        driftlens probe apply probe demo:base demo:sft demo:aligned --pack deeds
     """
     from driftlens.probe import TrainedProbes
 
@@ -242,7 +256,9 @@ def apply(
 def show(folder: Folder, as_json: AsJson = False) -> None:
     """Print whose probes they are, what they learnt from, and what they are worth.
 
-    driftlens probe show probe
+    Examples:
+        # Before you believe it.
+        driftlens probe show probe
     """
     leave_to_first()
     from driftlens.probe import TrainedProbes

@@ -85,7 +85,13 @@ def show(
 ) -> None:
     """Print a report in the terminal: its verdict, its key figures and its small tables.
 
-    driftlens show reports/mine
+    Examples:
+        # The verdict, what alignment did, and the tables that tell the most.
+        driftlens show reports/mine
+        # One result on every pack, with all its rows and columns.
+        driftlens show reports/mine --only forgetting
+        # One result on one pack, for jq.
+        driftlens show reports/mine --only drift/world --json
     """
     leave_to_first()
     from driftlens.report.written import Written
@@ -281,7 +287,8 @@ class Column:
         texts = [*self.heading().split("\n"), *map(str, self.cells)]
         most = max(map(cell_len, texts))
         longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
-        return (most if self.right else min(most, NARROW, max(longest, SCANT))), most
+        solid = self.right or not self.head
+        return (most if solid else min(most, NARROW, max(longest, SCANT))), most
 
 
 def _table(screen: "Console", entry: "Entry", most: int, *, whole: bool = False) -> None:
@@ -426,6 +433,18 @@ def _blocks(columns: list[Column], width: int) -> list[list[Column]]:
     return blocks
 
 
+def _widths(columns: Sequence[Column], width: int) -> list[int]:
+    """[column] the letters it gets: what it needs, and of what is left the more for the earlier."""
+    least, most = zip(*(column.widths() for column in columns), strict=True)
+    room = max(0, width - sum(least) - 2 * len(columns))
+    found = []
+    for needs, wants in zip(least, most, strict=True):
+        more = min(wants - needs, room)
+        found.append(needs + more)
+        room -= more
+    return found
+
+
 def _print_columns(
     screen: "Console", columns: Sequence[Column], styles: Sequence[str] | None = None
 ) -> None:
@@ -434,13 +453,10 @@ def _print_columns(
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("", width=0)
-    for column in columns:
-        least = column.widths()[0]
+    for column, width in zip(columns, _widths(columns, screen.width), strict=True):
         heading = Text(column.heading(), "dim")
         justify: Any = "right" if column.right else "left"
-        table.add_column(
-            heading, justify=justify, min_width=least, no_wrap=column.right, overflow="fold"
-        )
+        table.add_column(heading, justify=justify, width=width, overflow="fold")
     for number, row in enumerate(zip(*(column.cells for column in columns), strict=True)):
         cells = [Text(_plain(cell)) if isinstance(cell, str) else cell for cell in row]
         table.add_row("", *cells, style=styles[number] if styles else None)

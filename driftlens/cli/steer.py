@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
 
 from driftlens.errors import DriftlensError
 
+from .help import App, Group
 from .shared import (
     FORMATS,
     AdapterBase,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from driftlens.steer import Applied, KeptDirections
 
 
-class ModelOrCommand(TyperGroup):
+class ModelOrCommand(Group):
     """Commands, of which `measure` goes without saying: `steer MODEL` is `steer measure MODEL`."""
 
     unsaid = "measure"
@@ -75,15 +75,21 @@ class ModelOrCommand(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-steer = typer.Typer(
+steer = App(
     cls=ModelOrCommand,
-    no_args_is_help=True,
     subcommand_metavar="MODEL --contrast PACK ... | COMMAND ...",
     help="""Find directions that steer a model, and what they gain and cost.
 
-    `driftlens steer MODEL --contrast PACK` finds the directions between two roles of texts, \
-measures what going along them gains and costs, and keeps them in a folder. It is short for \
-`driftlens steer measure`, which has its options. The others use such a folder.""",
+    `driftlens steer MODEL --contrast PACK` finds the directions between two roles of texts,
+    measures what going along them gains and costs, and keeps them in a folder. It is short for
+    `driftlens steer measure`, which has its options. The others use such a folder.
+
+    Examples:
+        # Find politeness in the demo's aligned model: a page, and a folder of directions.
+        driftlens steer demo:aligned --contrast manners --out reports/manners
+        # Talk to the model along them.
+        driftlens steer apply reports/manners-directions demo:aligned --prompt "Where is it?"
+    """,
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of directions.")]
@@ -210,9 +216,14 @@ def measure(
 ) -> None:
     """Find the directions between two roles of texts, and what steering along them does.
 
-    driftlens steer demo:base --aligned demo:aligned --contrast manners
-
-    driftlens steer org/model --contrast pairs.jsonl --behaviour asked.jsonl --capability mmlu.jsonl
+    Examples:
+        # Politeness in both of the demo's models.
+        driftlens steer demo:base --aligned demo:aligned --contrast manners
+        # A contrast of your own, what it should change, and what is to be kept.
+        driftlens steer org/model --contrast pairs.jsonl --behaviour asked.jsonl \
+--capability mmlu.jsonl
+        # Which token and block carry refusal?
+        driftlens steer org/aligned --contrast refusal --select
     """
     from driftlens.report import Report
     from driftlens.steer import Options, examine, kept_by
@@ -345,9 +356,11 @@ def apply(
 ) -> None:
     """Show what a model goes on to say, steered and not.
 
-    driftlens steer apply politeness demo:aligned --prompt "Where is the clock?" --strength 0,2,4
-
-    driftlens steer apply politeness demo:aligned --text prompts.txt --mode ablate
+    Examples:
+        # The same prompt at three strengths.
+        driftlens steer apply politeness demo:aligned --prompt "Where is it?" --strength 0,2,4
+        # With the direction taken out.
+        driftlens steer apply politeness demo:aligned --text prompts.txt --mode ablate
     """
     leave_to_first()
     from driftlens.steer import KeptDirections, applied
@@ -388,7 +401,9 @@ def apply(
 def show(folder: Folder, as_json: AsJson = False) -> None:
     """Print whose directions they are, how they were found, and how sure they are.
 
-    driftlens steer show politeness
+    Examples:
+        # Before you steer by them.
+        driftlens steer show politeness
     """
     leave_to_first()
     from driftlens.steer import KeptDirections
@@ -423,7 +438,11 @@ def export(
     A strength of 1 there is a step from one role's mean to the other's. A .gguf has no place for \
 block 0, which is left out of it.
 
-    driftlens steer export politeness politeness.gguf --layer 1-5
+    Examples:
+        # For repeng and llama.cpp, some blocks.
+        driftlens steer export politeness politeness.gguf --layer 1-5
+        # For anyone.
+        driftlens steer export politeness politeness.safetensors
     """
     leave_to_first()
     from driftlens.steer import KeptDirections
@@ -470,7 +489,9 @@ def import_(
 ) -> None:
     """Keep the directions of a file of others, for one model.
 
-    driftlens steer import happy.gguf org/model --out happy
+    Examples:
+        # A control vector that someone else trained.
+        driftlens steer import happy.gguf org/model --out happy
     """
     leave_to_first()
     from driftlens.steer import CARD, TENSORS, KeptDirections
