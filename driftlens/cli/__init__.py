@@ -110,6 +110,9 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+NAME = "driftlens"
+"""What it is called by, however it was started."""
+
 
 def main() -> None:
     """Run the command line, and leave with what a caller can act on.
@@ -118,7 +121,7 @@ def main() -> None:
     loaded, 130 interrupted.
     """
     if os.environ.get(completion.COMPLETE) == "complete_bash":
-        completion.answer_bash(app)
+        completion.answer_bash(lambda: app(prog_name=NAME))
     try:
         with together():
             _told_once()
@@ -131,7 +134,7 @@ def _told_once() -> None:
     """Run the command to the end of all processes, and tell why it ends early."""
     try:
         try:
-            app()
+            app(prog_name=NAME)
         except SystemExit as left:
             if not left.code:
                 ranks.meet()

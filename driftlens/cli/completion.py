@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent.parent
 """The package, whose sources name what it knows."""
@@ -15,17 +15,23 @@ COMPLETE = "_DRIFTLENS_COMPLETE"
 """The variable in which a shell says how it wants to be answered."""
 
 
+class Offer(NamedTuple):
+    """A word that is offered, with what the classes of every shell ask of it."""
+
+    value: str
+    type: str = "plain"
+    help: str | None = None
+
+
 def attach(command: Any) -> None:
     """Let the parameters of a command be completed."""
-    from typer._click.shell_completion import CompletionItem
-
     for param in command.params:
         offer = _offer(command, param)
         if offer is None:
             continue
 
         def complete(ctx: Any, incomplete: str, offer: Any = offer) -> list[Any]:
-            return [CompletionItem(name) for name in offer(incomplete)]
+            return [Offer(name) for name in offer(incomplete)]
 
         param.shell_complete = complete
 

@@ -87,16 +87,16 @@ class Command(TyperCommand):
         completion.attach(self)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write its page."""
-        formatter.write(rendered(lambda screen: _command(screen, self, ctx)))
+        """Print its page."""
+        _print(lambda screen: _command(screen, self, ctx))
 
 
 class Group(TyperGroup):
     """Commands in panels, with one line for each."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write its page."""
-        formatter.write(rendered(lambda screen: _group(screen, self, ctx)))
+        """Print its page."""
+        _print(lambda screen: _group(screen, self, ctx))
 
 
 class App(typer.Typer):
@@ -108,6 +108,11 @@ class App(typer.Typer):
     def command(self, name: str | None = None, **options: Any) -> Any:
         """Register a command."""
         return super().command(name, **{"cls": Command} | options)
+
+
+def _print(write: Any) -> None:
+    # Not handed to the formatter: of a call without arguments typer throws away what that holds.
+    typer.echo(rendered(write), nl=False)
 
 
 def rendered(write: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperArgument
 
 from driftlens.errors import DriftlensError
 
@@ -73,6 +74,11 @@ class ModelOrCommand(Group):
         if args and args[0] not in known:
             args = [self.unsaid, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Names of commands, and what may stand first in the one that goes without saying."""
+        first = next(p for p in self.commands[self.unsaid].params if isinstance(p, TyperArgument))
+        return super().shell_complete(ctx, incomplete) + first.shell_complete(ctx, incomplete)
 
 
 steer = App(

@@ -179,7 +179,7 @@ def _refuse_others(folder: Path) -> None:
         return
     held = {path.name for path in folder.iterdir()}
     for file, what, command in (
-        ("probes.safetensors", "a probe", "driftlens probe show"),
+        ("probe.safetensors", "a probe", "driftlens probe show"),
         ("directions.safetensors", "directions", "driftlens steer show"),
     ):
         if {CARD, file} <= held:

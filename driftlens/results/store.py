@@ -94,9 +94,17 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     return {
         name: np.array([*rows.to_pylist(), None], dtype=object)[:-1]
         if str(rows.type) in {"string", "large_string"}
-        else rows.to_numpy()
+        else _numbers(rows)
         for name, rows in zip(table.column_names, table.columns, strict=True)
     }
+
+
+def _numbers(rows: Any) -> np.ndarray:
+    """[row] the numbers of a column as it holds them."""
+    if rows.null_count or not rows.chunks or str(rows.type) == "bool":
+        return rows.to_numpy()
+    # `to_numpy` of pyarrow brings all of pandas, for which a glance at a report would have to wait.
+    return np.concatenate([np.from_dlpack(chunk) for chunk in rows.chunks])
 
 
 @contextmanager
