@@ -23,7 +23,7 @@ PLAIN = "[red]‹ESC›[31mred‹ESC›[0m‹U+202E›evil‹U+0007›[/red]"
 class Rise(Result):
     """A rise with its bounds, by layer."""
 
-    kind = "test_rise"
+    kind = "test_shown"
     title = "Rise by layer"
     total: Estimate = value("nats/token")
     small: Estimate = value("nats/token")
@@ -40,7 +40,7 @@ class Rise(Result):
 class Long(Result):
     """Many rows, and many columns."""
 
-    kind = "test_long"
+    kind = "test_rows"
     title = "Long"
     word: np.ndarray = column()
     first: np.ndarray = column("a unit of length")
@@ -119,7 +119,7 @@ def test_the_verdict_comes_first_then_gates_in_a_line_figures_tables_and_what_to
     at = [out.index(part) for part in parts]
     assert at == sorted(at)
     assert "gate 3" not in out
-    assert f"driftlens show {folder} --only test_rise" in lines[-2]
+    assert f"driftlens show {folder} --only test_shown" in lines[-2]
     assert str(folder / "index.html") in lines[-1]
 
 
@@ -134,7 +134,7 @@ def test_gates_that_did_not_pass_are_told_each(tmp_path, shown):
 
 def test_numbers_have_errors_units_and_floors_and_layers_have_bars(folder, shown):
     _, out, _ = shown(folder)
-    figures = next(line for line in out.splitlines() if line.split()[:2] == ["test_rise", "total"])
+    figures = next(line for line in out.splitlines() if line.split()[:2] == ["test_shown", "total"])
     assert figures.split("  ")[-1].strip() == "31 ×"
     assert "0.311 ± 0.020" in figures
     assert "nats/token" in figures
@@ -160,52 +160,52 @@ def test_height_is_bounded_and_the_rest_is_where_it_says(folder, shown):
     assert "18 more rows" in out
     assert "word 11" in out
     assert "word 12" not in out
-    assert "all: --only test_long-p" in out
+    assert "all: --only test_rows-p" in out
     _, out, _ = shown(folder, "--rows", 2)
     assert "28 more rows" in out
-    _, out, _ = shown(folder, "--only", "test_long")
+    _, out, _ = shown(folder, "--only", "test_rows")
     assert "word 29" in out
     assert "more rows" not in out
-    _, out, _ = shown(folder, "--only", "test_long", "--rows", 3)
+    _, out, _ = shown(folder, "--only", "test_rows", "--rows", 3)
     assert "27 more rows" in out
-    assert "tables/test_long-p.parquet" in out
+    assert "tables/test_rows-p.parquet" in out
     assert "word 29" in shown(folder, "--rows", 0)[1]
 
 
 def test_a_result_is_shown_whole_by_its_kind_its_pack_or_both(folder, shown):
-    _, out, _ = shown(folder, "--only", "test_rise")
+    _, out, _ = shown(folder, "--only", "test_shown")
     assert out.count("Rise by layer") == 2
     _, out, _ = shown(folder, "--only", "q")
     assert out.count("Rise by layer") == 1
-    _, out, _ = shown(folder, "--only", "test_rise/p", "--only", "test_rise-p")
+    _, out, _ = shown(folder, "--only", "test_shown/p", "--only", "test_shown-p")
     assert out.count("Rise by layer · p") == 1
     for part in ("1234", "seen", "other", PLAIN):
         assert part in out
     code, out, err = shown(folder, "--only", "nothing")
     assert (code, out) == (2, "")
-    assert "test_rise, test_long" in err
+    assert "test_shown, test_rows" in err
 
 
 def test_the_record_and_the_rows_come_as_json(folder, shown):
     _, out, _ = shown(folder, "--json")
     assert json.loads(out) == json.loads((folder / "results.json").read_text())
-    _, out, _ = shown(folder, "--only", "test_rise/p", "--json")
+    _, out, _ = shown(folder, "--only", "test_shown/p", "--json")
     (found,) = json.loads(out)
-    assert found["kind"] == "test_rise"
+    assert found["kind"] == "test_shown"
     assert [row["layer"] for row in found["rows"]] == ["embed", "0", "1", "2", "head"]
     assert found["rows"][4]["share"] is None
     assert found["rows"][1]["share"] == 0.3
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-@pytest.mark.parametrize("only", [[], ["--only", "test_long"], ["--only", "test_rise"]])
+@pytest.mark.parametrize("only", [[], ["--only", "test_rows"], ["--only", "test_shown"]])
 def test_lines_fit_the_terminal_and_every_column_is_there_or_named(
     columns, only, folder, shown, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", str(columns))
     _, out, _ = shown(folder, *only)
     assert all(len(line) <= columns for line in out.splitlines() if str(folder) not in line)
-    if only != ["--only", "test_rise"]:
+    if only != ["--only", "test_shown"]:
         for name in ("first", "second", "third"):
             assert name in out
     if only:
@@ -225,7 +225,7 @@ def test_hostile_text_is_shown_and_never_obeyed(terminal, folder, shown, monkeyp
     if terminal:
         monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True, raising=False)
         monkeypatch.setenv("TERM", "xterm-256color")
-    _, out, _ = shown(folder, "--only", "test_rise", "--only", "test_long")
+    _, out, _ = shown(folder, "--only", "test_shown", "--only", "test_rows")
     assert "\x1b[31mred" not in out
     assert "\u202e" not in out
     assert "\x07" not in out

@@ -23,10 +23,10 @@ def send(told: Told) -> str:
     place = _place(told.name)
     with SummaryWriter(str(place)) as writer:
         for name, value in told.scalars().items():
-            writer.add_scalar(name, value, 0, double_precision=True)
+            writer.add_scalar(name, value, 0)
         for name, _, points in told.curves:
             for at, value in points.items():
-                writer.add_scalar(name, value, at, double_precision=True)
+                writer.add_scalar(name, value, at)
         for name, picture in told.pictures.items():
             writer.add_image(name, _pixels(picture), 0, dataformats="HWC")
         writer.add_text("verdict", _said(told.verdict))

@@ -26,12 +26,14 @@ def send(told: Told) -> str:
     import wandb
 
     settings = wandb.Settings(
-        # What a report does not hold is not sent: no console, code, commit, or load of the machine.
+        # What a report does not hold is not sent: no console, code, commit or packages,
+        # and nothing of the machine.
         console="off",
         save_code=False,
         disable_git=True,
         x_disable_machine_info=True,
         x_disable_stats=True,
+        x_save_requirements=False,
         silent=True,
     )
     run = wandb.init(
