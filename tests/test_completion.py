@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from driftlens import attribution, cli
 from driftlens.cli import completion, shared
@@ -19,6 +20,7 @@ from driftlens.packs import names
 from driftlens.probe import METHODS as PROBES
 
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "scipy", "sklearn", "pyarrow")
+ROOT = typer.main.get_command(cli.app)
 SCRIPT = f"""
 import sys
 from driftlens import cli
@@ -36,6 +38,8 @@ finally:
 def answer(monkeypatch, capfd, tmp_path):
     """What bash is answered for words as it breaks them, the last of them unfinished."""
     monkeypatch.chdir(tmp_path)
+    # As it is, but not put together anew for every question.
+    monkeypatch.setattr(cli, "app", ROOT)
 
     def ask(*words, shell="bash", **also):
         monkeypatch.setenv("_DRIFTLENS_COMPLETE", f"complete_{shell}")
@@ -151,19 +155,16 @@ def test_completion_waits_for_no_heavy_library(words):
         ("fish", ".config/fish/completions/driftlens.fish"),
     ],
 )
-def test_completion_is_installed_and_shown_for_a_shell(shell, file, tmp_path):
+def test_completion_is_installed_for_a_shell(shell, file, tmp_path):
     place = {
         **os.environ,
         "PYTHONPATH": str(Path(cli.__file__).parents[2]),
         "HOME": str(tmp_path),
         "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
     }
-
-    def typed(option):
-        script = "import sys; sys.argv[0] = 'driftlens'; from driftlens.cli import main; main()"
-        call = [sys.executable, "-c", script, option, shell]
-        return subprocess.run(call, capture_output=True, text=True, env=place, check=True).stdout
-
-    assert "installed" in typed("--install-completion")
-    assert (tmp_path / file).read_text().strip() == typed("--show-completion").strip()
+    script = "from driftlens.cli import main; main()"
+    call = [sys.executable, "-c", script, "--install-completion", shell]
+    done = subprocess.run(call, capture_output=True, text=True, env=place, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "installed" in done.stdout
     assert f"_DRIFTLENS_COMPLETE=complete_{shell}" in (tmp_path / file).read_text()

@@ -26,6 +26,14 @@ def pages(command=ROOT, path=()):
 
 
 PAGES = dict(pages())
+
+
+@pytest.fixture(autouse=True)
+def built_once(monkeypatch):
+    """The commands as they are, but not put together anew for every call."""
+    monkeypatch.setattr(cli, "app", ROOT)
+
+
 COMMANDS = {path: page for path, page in PAGES.items() if not hasattr(page, "commands")}
 
 

@@ -127,14 +127,12 @@ def _at_a_glance(screen: "Console", written: "Written", rows: int | None) -> Non
         _table(screen, entry, MANY if rows is None else rows)
     others = [entry for entry in first if entry not in overviews]
     _key_figures(screen, sorted(others, key=lambda entry: not entry.pack))
-    shown = 0
-    for entry in first:
-        if entry in overviews or entry.kind == "noise_floor" or shown == TABLES:
-            continue
-        if 0 < _length(entry) <= SMALL:
-            _headed(screen, entry)
-            _table(screen, entry, FEW if rows is None else rows)
-            shown += 1
+    lengths = {entry.name: _length(entry) for entry in others if entry.kind != "noise_floor"}
+    small = [entry for entry in others if 0 < lengths.get(entry.name, 0) <= SMALL]
+    # Where there is but a long one, its beginning says more than nothing.
+    for entry in (small or [entry for entry in others if lengths.get(entry.name)][:1])[:TABLES]:
+        _headed(screen, entry)
+        _table(screen, entry, FEW if rows is None else rows)
     _contents(screen, written)
 
 
@@ -243,9 +241,9 @@ def _contents(screen: "Console", written: "Written") -> None:
     screen.print(listed)
     screen.print()
     folder = _plain(str(written.folder))
-    kind = next((entry.kind for entry in written.entries if entry.pack), "KIND")
+    kind = next((one.kind for one in sorted(written.entries, key=lambda one: not one.pack)), "")
     for said, what in (
-        ("one result whole", f"driftlens show {folder} --only {_plain(kind)}"),
+        ("one result whole", kind and f"driftlens show {folder} --only {_plain(kind)}"),
         *((f"{said.get('title')}", _stage(written, said)) for said in written.run.get("pages", ())),
         ("the page", str(written.page) if written.page else ""),
     ):
