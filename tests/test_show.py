@@ -155,6 +155,35 @@ def test_a_column_is_joined_to_bounds_only_of_its_own_unit_and_around_it(tmp_pat
     assert heads.split()[:3] == ["share", "low", "high"]
 
 
+@dataclass(frozen=True)
+class Bounds(Result):
+    """Columns whose bounds stand apart, and others that only look like bounds."""
+
+    kind = "test_bounds"
+    title = "Bounds"
+    gain: np.ndarray = column("nats")
+    cost: np.ndarray = column("points")
+    low: np.ndarray = column("nats")
+    high: np.ndarray = column("nats")
+    control_low: np.ndarray = column("nats")
+    control_high: np.ndarray = column("nats")
+    gain_low: np.ndarray = column("nats")
+    gain_high: np.ndarray = column("nats")
+
+
+def test_bounds_are_found_by_name_and_no_number_is_given_those_of_another(tmp_path, shown):
+    ones, known = np.ones(2), {"gain_low": [0.5, 0.5], "gain_high": [1.5, 1.5]}
+    rest = dict.fromkeys(("control_low", "control_high"), [float("nan")] * 2)
+    found = Bounds(gain=ones, cost=ones * 3, low=ones * 2, high=ones * 4, **known, **rest, pack="p")
+    Report("t", [found]).write(tmp_path / "out")
+    _, out, _ = shown(tmp_path / "out")
+    heads = next(line for line in out.splitlines() if line.split()[:1] == ["gain"])
+    assert [one.strip() for one in heads.split("  ") if one.strip()] == [
+        *("gain", "cost", "low", "high", "control low", "control high"),
+    ]
+    assert "1.00 ± 0.50" in out
+
+
 def test_height_is_bounded_and_the_rest_is_where_it_says(folder, shown):
     _, out, _ = shown(folder)
     assert "18 more rows" in out

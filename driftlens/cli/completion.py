@@ -64,7 +64,7 @@ def constant(module: str, name: str) -> list[str]:
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             value: Any = node.value  # type: ignore[attr-defined]
             held = value.keys if isinstance(value, ast.Dict) else getattr(value, "elts", [])
-            return [one.value for one in held if isinstance(one, ast.Constant)]
+            return [str(one.value) for one in held if isinstance(one, ast.Constant)]
     return []
 
 
@@ -124,9 +124,10 @@ def _values(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Iterator
         if isinstance(base, ast.Name) and base.id in classes:
             yield from _values(classes[base.id], classes)
     for one in node.body:
-        called = one.value if isinstance(one, ast.AnnAssign) else None
-        if isinstance(called, ast.Call) and getattr(called.func, "id", "") == "value":
-            yield one.target.id  # type: ignore[union-attr]
+        if not (isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)):
+            continue
+        if isinstance(one.value, ast.Call) and getattr(one.value.func, "id", "") == "value":
+            yield one.target.id
 
 
 # Names on the disk

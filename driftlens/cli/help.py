@@ -103,7 +103,8 @@ class App(typer.Typer):
     """An app all of whose commands are ours."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"cls": Group, "no_args_is_help": True} | options)
+        given: dict[str, Any] = {"cls": Group, "no_args_is_help": True} | options
+        super().__init__(**given)
 
     def command(self, name: str | None = None, **options: Any) -> Any:
         """Register a command."""

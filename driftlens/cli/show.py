@@ -286,7 +286,8 @@ class Column:
         most = max(map(cell_len, texts))
         longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
         solid = self.right or not self.head
-        return (most if solid else min(most, NARROW, max(longest, SCANT))), most
+        # Most texts are then told in two lines.
+        return (most if solid else min(most, NARROW, max(longest, SCANT, -(-most // 2)))), most
 
 
 def _table(screen: "Console", entry: "Entry", most: int, *, whole: bool = False) -> None:
@@ -325,36 +326,63 @@ def _columns(
     entry: "Entry", cells: "Mapping[str, np.ndarray]", all_cells: "Mapping[str, np.ndarray]"
 ) -> list[Column]:
     """The columns as they are printed: a number with its bounds is one."""
-    names, found, at = list(cells), [], 0
-    bar = _barred(names, all_cells)
-    while at < len(names):
-        name = names[at]
-        bounds = _bounds(entry, names[at : at + 3], all_cells)
-        column = _column(entry, name, [cells[one] for one in (name, *bounds)])
-        column.names = [name, *bounds]
+    bounds = _bounds(entry, all_cells)
+    taken = {name for pair in bounds.values() for name in pair}
+    bar = _barred(all_cells)
+    found = []
+    for name in cells:
+        if name in taken:
+            continue
+        names = [name, *bounds.get(name, ())]
+        column = _column(entry, name, [cells[one] for one in names])
+        column.names = names
         found.append(column)
         if name == bar and (drawn := _bars(entry, name, cells[name], all_cells[name])):
             found.append(drawn)
-        at += 1 + len(bounds)
     return found
 
 
-def _bounds(entry: "Entry", names: Sequence[str], columns: "Mapping[str, np.ndarray]") -> list[str]:
-    """The two columns after one that are the bounds of its numbers, or nothing."""
+def _bounds(entry: "Entry", columns: "Mapping[str, np.ndarray]") -> dict[str, tuple[str, str]]:
+    """The two columns that are the bounds of a column's numbers, for each that has them.
+
+    They are called as it is, wherever they stand, or follow it at once. Numbers that lie outside
+    are no numbers of theirs.
+    """
+    found, names = {}, list(columns)
+    for at, name in enumerate(names):
+        pairs = ((f"{name}_low", f"{name}_high"), (f"low_{name}", f"high_{name}"))
+        pair = next((pair for pair in pairs if pair[0] in columns and pair[1] in columns), None)
+        if pair is None and len(names) > at + 2 and _follow(*names[at : at + 3]):
+            pair = names[at + 1], names[at + 2]
+        if pair and _within(entry, columns, name, *pair):
+            found[name] = pair
+    return found
+
+
+def _follow(name: str, low: str, high: str) -> bool:
+    """Whether names tell bounds of what stands before them: as `low`, or by a part of its name."""
+    parts = name.split("_")
+    stems = [
+        [part for part in one.split("_") if part != word] if word in one.split("_") else ["?"]
+        for one, word in ((low, "low"), (high, "high"))
+    ]
+    return stems[0] == stems[1] and not {"low", "high"} & {*parts} and {*stems[0]} <= {*parts}
+
+
+def _within(
+    entry: "Entry", columns: "Mapping[str, np.ndarray]", name: str, low: str, high: str
+) -> bool:
     import numpy as np
 
-    if len(names) < 3 or columns[names[0]].dtype.kind != "f":
-        return []
-    name, low, high = names
-    named = "low" in low.split("_") and "high" in high.split("_")
-    alike = entry.units[name] == entry.units[low] == entry.units[high]
-    if not (named and alike and columns[low].dtype.kind == columns[high].dtype.kind == "f"):
-        return []
+    if len({entry.units[one] for one in (name, low, high)}) > 1:
+        return False
+    if any(columns[one].dtype.kind != "f" for one in (name, low, high)):
+        return False
     least, number, most = (columns[one] for one in (low, name, high))
     known = np.isfinite(least) & np.isfinite(number) & np.isfinite(most)
-    slack = 1e-9 + 1e-6 * np.abs(number[known])
-    inside = (least[known] <= number[known] + slack) & (number[known] <= most[known] + slack)
-    return [low, high] if inside.all() else []
+    slack = 1e-9 + 1e-6 * np.abs(number)
+    inside = (least <= number + slack) & (number <= most + slack)
+    return bool(known.any() and inside[known].all())
 
 
 def _column(entry: "Entry", name: str, parts: "Sequence[np.ndarray]") -> Column:
@@ -373,11 +401,11 @@ def _column(entry: "Entry", name: str, parts: "Sequence[np.ndarray]") -> Column:
     return Column(name, texts, entry.units[name], right=numbers, first=first)
 
 
-def _barred(names: Sequence[str], columns: "Mapping[str, np.ndarray]") -> str:
+def _barred(columns: "Mapping[str, np.ndarray]") -> str:
     """The first measured column of a table over layers, or nothing."""
     if not any(axis in columns for axis in AXES):
         return ""
-    return next((name for name in names if columns[name].dtype.kind == "f"), "")
+    return next((name for name, cells in columns.items() if cells.dtype.kind == "f"), "")
 
 
 def _bars(entry: "Entry", name: str, cells: "np.ndarray", all_cells: "np.ndarray") -> Column | None:
@@ -419,7 +447,8 @@ def _blocks(columns: list[Column], width: int) -> list[list[Column]]:
     """All columns, in as many blocks as there must be, each with what names its rows."""
     keys = [column for column in columns if not column.right or column.head in AXES]
     keys = [column for column in keys if column.head][:2]
-    blocks, rest = [], list(columns)
+    blocks: list[list[Column]] = []
+    rest = list(columns)
     while rest:
         begun = [] if not blocks else keys
         fitting = _fitting([*begun, *rest], width)

@@ -61,7 +61,7 @@ def _log(run: Any, told: Told) -> None:
         here = {name: points[at] for name, _, points in told.curves if at in points}
         run.log({"layer": at, **here})
     shown: dict[str, Any] = {
-        f"tables/{name}": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        f"tables/{name}": wandb.Table(columns=[*columns], data=rows, allow_mixed_types=True)
         for name, columns, rows in (told.listed(), *told.tables)
     }
     shown |= {f"figures/{name}": wandb.Image(str(at)) for name, at in told.pictures.items()}
