@@ -264,11 +264,10 @@ def test_hostile_text_is_shown_and_never_obeyed(terminal, folder, shown, monkeyp
 
 
 def test_a_series_says_how_to_see_its_stages(tmp_path, shown):
-    pages = [{"title": "Stage 1: a → b", "page": "stages/1-a-b/index.html"}]
-    page = Report("a → b → c", [rise()], (), {"pages": pages})
+    page = Report("a → b → c", [rise()])
     page.write(tmp_path / "out", stages={"1-a-b": Report("a → b", [rise()])})
     _, out, _ = shown(tmp_path / "out")
-    assert f"Stage 1: a → b: driftlens show {tmp_path / 'out/stages/1-a-b'}" in out
+    assert f"stage 1-a-b: driftlens show {tmp_path / 'out/stages/1-a-b'}" in out
     assert "a → b" in shown(tmp_path / "out/stages/1-a-b")[1].splitlines()[0]
 
 

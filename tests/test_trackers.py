@@ -166,6 +166,22 @@ def test_rows_that_are_no_course_over_layers_are_no_curve(layers, tmp_path):
     assert trackers.told_of(Written.read(tmp_path / "out")).curves == []
 
 
+@dataclass(frozen=True)
+class Course(Result):
+    """Numbers of the stages of a training, which are no layers."""
+
+    kind = "test_course"
+    title = "Course"
+    stage: np.ndarray = column()
+    number: np.ndarray = column()
+
+
+def test_stages_of_a_training_are_no_layers(tmp_path):
+    course = Course(stage=[0, 1, 2], number=[0.1, 0.2, 0.3])
+    Report("t", [course]).write(tmp_path / "out", formats=("json", "parquet"))
+    assert trackers.told_of(Written.read(tmp_path / "out")).curves == []
+
+
 def test_long_tables_and_what_was_not_written_are_left_out_and_said(folder, tmp_path):
     said = trackers.told_of(Written.read(folder))
     assert f"the {trackers.ROWS + 1} rows of tables/test_many-q.parquet" in said.left_out

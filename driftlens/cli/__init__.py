@@ -541,8 +541,8 @@ def check(
     """Look at a preference set through a model's gradients, before anyone trains.
 
     Examples:
-        # The pairs you are about to train on, through the model that will be trained.
-        driftlens check demo:sft --preferences pairs.jsonl
+        # The pairs that the demo's aligned model learnt, before it did.
+        driftlens check demo:sft --preferences demo:pairs
         # As you would train: the loss, its β, and a LoRA adapter.
         driftlens check org/sft --preferences pairs.jsonl --loss dpo --beta 0.1 --lora r=16
         # Which weights would move text that is to be kept?

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,9 +128,13 @@ def _at_a_glance(screen: "Console", written: "Written", rows: int | None) -> Non
     others = [entry for entry in first if entry not in overviews]
     _key_figures(screen, sorted(others, key=lambda entry: not entry.pack))
     lengths = {entry.name: _length(entry) for entry in others if entry.kind != "noise_floor"}
-    small = [entry for entry in others if 0 < lengths.get(entry.name, 0) <= SMALL]
-    # Where there is but a long one, its beginning says more than nothing.
-    for entry in (small or [entry for entry in others if lengths.get(entry.name)][:1])[:TABLES]:
+    # What opens a report is shown however long it is: of a series and of runs side by side, all.
+    small = [
+        entry
+        for entry in others
+        if 0 < lengths.get(entry.name, 0) <= (inf if entry is written.entries[0] else SMALL)
+    ]
+    for entry in small[:TABLES]:
         _headed(screen, entry)
         _table(screen, entry, FEW if rows is None else rows)
     _contents(screen, written)
@@ -244,17 +248,16 @@ def _contents(screen: "Console", written: "Written") -> None:
     kind = next((one.kind for one in sorted(written.entries, key=lambda one: not one.pack)), "")
     for said, what in (
         ("one result whole", kind and f"driftlens show {folder} --only {_plain(kind)}"),
-        *((f"{said.get('title')}", _stage(written, said)) for said in written.run.get("pages", ())),
+        *((f"stage {place.name}", f"driftlens show {place}") for place in _stages(written)),
         ("the page", str(written.page) if written.page else ""),
     ):
         if what:
             screen.print(Text.assemble((f"{_plain(said)}: ", "dim"), _plain(what)))
 
 
-def _stage(written: "Written", said: Mapping[str, Any]) -> str:
-    """What to type for another page of a series."""
-    folder = written.folder / str(said.get("page", "")).removesuffix("index.html")
-    return f"driftlens show {folder}" if (folder / "results.json").is_file() else ""
+def _stages(written: "Written") -> list[Path]:
+    """The folders of a series' stages."""
+    return sorted(path.parent for path in written.folder.glob("stages/*/results.json"))
 
 
 # Tables
@@ -403,7 +406,8 @@ def _column(entry: "Entry", name: str, parts: "Sequence[np.ndarray]") -> Column:
 
 def _barred(columns: "Mapping[str, np.ndarray]") -> str:
     """The first measured column of a table over layers, or nothing."""
-    if not any(axis in columns for axis in AXES):
+    # Stages that are numbers are those of a training.
+    if "layer" not in columns and not ("stage" in columns and columns["stage"].dtype == object):
         return ""
     return next((name for name, cells in columns.items() if cells.dtype.kind == "f"), "")
 
@@ -440,6 +444,9 @@ def _fitting(columns: list[Column], width: int) -> list[Column]:
             room -= least
         elif not columns[number].first and columns[number].head:
             break
+    # Base without aligned says nothing of either.
+    sides = {number for number, column in enumerate(columns) if column.head in ("base", "aligned")}
+    kept -= sides if sides - kept else set()
     return [column for number, column in enumerate(columns) if number in kept]
 
 

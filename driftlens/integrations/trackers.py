@@ -188,7 +188,9 @@ def _add_figures(told: Told, prefix: str, entry: Entry) -> None:
 
 
 def _add_curves(told: Told, prefix: str, entry: Entry, columns: Mapping[str, np.ndarray]) -> None:
-    axis = next((name for name in AXES if name in columns), None)
+    # Stages that are numbers are those of a training.
+    named = {name: column.dtype == object or name == "layer" for name, column in columns.items()}
+    axis = next((name for name in AXES if named.get(name)), None)
     layers = [] if axis is None else _layers(columns[axis])
     for said, rows in _divided(columns, axis, layers) if layers else ():
         for name, column in columns.items():
