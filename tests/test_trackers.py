@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -364,13 +365,27 @@ def test_what_is_missing_is_told_before_anything_is_done(command, driftlens, mon
 
 
 @needs("wandb")
-def test_wandb_is_not_left_to_ask_for_a_login(monkeypatch):
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_wandb_is_not_left_to_ask_for_a_login(mode, monkeypatch):
     import wandb
 
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setattr(type(wandb.api), "api_key", None, raising=False)
+    settings = SimpleNamespace(settings=SimpleNamespace(mode=mode))
+    monkeypatch.setattr(wandb, "setup", lambda: settings)
+    monkeypatch.setattr(wandb, "login", lambda prompt: prompt)
+    if mode != "online":
+        trackers.ready("wandb")
+        return
     with pytest.raises(DriftlensError, match="WANDB_MODE=offline"):
         trackers.ready("wandb")
+
+    def refuse(prompt):
+        raise wandb.Error("a wrong key")
+
+    monkeypatch.setattr(wandb, "login", refuse)
+    with pytest.raises(DriftlensError, match="a wrong key"):
+        trackers.ready("wandb")
+    monkeypatch.setattr(wandb, "login", lambda prompt: True)
+    trackers.ready("wandb")
 
 
 @needs("mlflow")

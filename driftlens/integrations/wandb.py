@@ -9,14 +9,20 @@ from .trackers import PROJECT, Told
 
 
 def ready() -> None:
-    """Raise if it would ask for a login, which nobody may be there to give."""
+    """Raise if it would ask for a login, which nobody may be there to give, or has a wrong one."""
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or "online"
-    if mode == "online" and not wandb.api.api_key:
+    # `wandb offline` leaves the mode in a file, which only its own settings know.
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        found = "" if wandb.login(prompt=False) else "none"
+    except wandb.Error as error:
+        found = str(error)
+    if found:
         raise DriftlensError(
             "a login to Weights & Biases, or a mode without one",
-            found="neither",
+            found=found,
             remedy="Type wandb login, or set WANDB_MODE=offline.",
         )
 
