@@ -236,7 +236,7 @@ def test_the_folder_can_be_shown_and_drawn_again(ran, driftlens):
     code, out, _ = driftlens("show", "out")
     assert code == 0
     assert record()["verdict"] in out
-    assert "What alignment would cost" in out
+    assert "capability_conflict" in out
     assert "The first step, on all pairs together" in out
 
 

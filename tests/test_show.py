@@ -284,6 +284,28 @@ def test_a_report_without_tables_or_results_is_shown_too(tmp_path, shown):
     assert "Nothing was measured." in shown(tmp_path / "none")[1]
 
 
+def test_words_of_a_strange_record_are_plain_too(folder, shown):
+    record = json.loads((folder / "results.json").read_text())
+    record["checks"][0]["status"] = record["results"][0]["kind"] = HOSTILE
+    (folder / "results.json").write_text(json.dumps(record))
+    code, out, _ = shown(folder)
+    assert code == 0
+    assert "\x1b" not in out
+    assert out.count(PLAIN) > 2
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_table_that_is_lost_or_broken_is_told_of(broken, folder, shown):
+    table = folder / "tables/test_shown-p.parquet"
+    table.unlink()
+    if broken:
+        table.write_text("no table")
+    for only in ([], ["--only", "test_shown"]):
+        code, out, err = shown(folder, *only)
+        assert (code, out) == (2, "")
+        assert "tables/test_shown-p.parquet" in err
+
+
 WRONG = {
     "nothing": ({}, 2, "results.json"),
     "a probe": ({"card.json": "{}", "probe.safetensors": ""}, 2, "driftlens probe show"),

@@ -983,7 +983,7 @@ def screened() -> Iterator["Console"]:
     typer.echo("\n".join(line.rstrip() for line in told.get().splitlines()))
 
 
-PIPE = 1000
+PIPE = 10_000
 """Letters of a line in a pipe, where nobody wants it broken."""
 
 

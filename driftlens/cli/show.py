@@ -142,8 +142,6 @@ def _at_a_glance(screen: "Console", written: "Written", rows: int | None) -> Non
 
 def _gates(screen: "Console", written: "Written") -> None:
     """The gates in a line if all passed, and else those that did not."""
-    from rich.text import Text
-
     checks = written.checks
     passed = [check for check in checks if check.status == "pass"]
     if checks:
@@ -152,15 +150,14 @@ def _gates(screen: "Console", written: "Written") -> None:
         screen.print(_marked("pass" if passed else "skip", what))
     for check in checks:
         if check.status != "pass":
-            said = _marked(check.status, f"{check.name}: {check.detail}")
-            screen.print(Text.assemble(said), soft_wrap=not screen.is_terminal)
+            screen.print(_marked(check.status, f"{check.name}: {check.detail}"))
 
 
 def _marked(status: str, what: str) -> "Text":
     from rich.text import Text
 
-    mark, colour = MARKS[status]
-    return Text.assemble((f"{mark} {status:4}  ", colour), _plain(what))
+    mark, colour = MARKS.get(status, MARKS["skip"])
+    return Text.assemble((f"{mark} {_plain(status):4}  ", colour), _plain(what))
 
 
 def _key_figures(screen: "Console", entries: "Sequence[Entry]") -> None:
@@ -204,7 +201,7 @@ def _headed(screen: "Console", entry: "Entry") -> None:
 
     pack = f" · {_plain(entry.pack)}" if entry.pack else ""
     screen.print()
-    title = Text.assemble((_plain(entry.title), "bold"), pack, (f"  {entry.kind}", "dim"))
+    title = Text.assemble((_plain(entry.title), "bold"), pack, (f"  {_plain(entry.kind)}", "dim"))
     screen.print(title)
     screen.print(Text(_plain(entry.summary)))
 
@@ -277,6 +274,9 @@ class Column:
     names: list[str] = field(default_factory=list)
     """The columns of the file that it tells."""
 
+    drowned: bool = False
+    """Whether some of its numbers are below their noise floor, and marked."""
+
     def heading(self) -> str:
         """Its name, and its unit on a line of its own."""
         return f"{_words(self.head)}\n[{_plain(self.unit)}]" if self.unit else _words(self.head)
@@ -313,7 +313,7 @@ def _table(screen: "Console", entry: "Entry", most: int, *, whole: bool = False)
     lost = [_words(name) for name in columns if name not in shown]
     if len(lost) > NAMED:
         lost = [*lost[: NAMED - 1], f"{len(lost) - NAMED + 1} more"]
-    drowned = any("~" in str(cell) for block in blocks for one in block for cell in one.cells)
+    drowned = any(one.drowned for block in blocks for one in block)
     said = [
         "~ below the noise floor" if drowned else "",
         f"{length - count} more rows" if length > count else "",
@@ -401,7 +401,8 @@ def _column(entry: "Entry", name: str, parts: "Sequence[np.ndarray]") -> Column:
         text = _number(Estimate(*row)) if len(row) == 3 and isfinite(what) else _cell(what)
         texts.append(Text(f"{text} ~", "dim") if drowned else text)
     first = not numbers or len(parts) > 1 or name in AXES
-    return Column(name, texts, entry.units[name], right=numbers, first=first)
+    lost = numbers and any(not isinstance(text, str) for text in texts)
+    return Column(name, texts, entry.units[name], right=numbers, first=first, drowned=lost)
 
 
 def _barred(columns: "Mapping[str, np.ndarray]") -> str:
@@ -540,11 +541,12 @@ def _length(entry: "Entry") -> int:
     """Rows of a table, as its file says without being read."""
     if entry.table is None:
         return 0
+    from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 
     from driftlens.results.store import understood
 
-    with understood(entry.table):
+    with understood(entry.table, ArrowInvalid):
         return ParquetFile(entry.table).metadata.num_rows
 
 

@@ -28,7 +28,7 @@ class Value:
     @property
     def below(self) -> bool:
         """Whether it drowns in the noise."""
-        return isfinite(self.floor) and abs(self.estimate.value) <= self.floor
+        return self.floor > 0 and abs(self.estimate.value) <= self.floor
 
     @property
     def against_floor(self) -> str:
