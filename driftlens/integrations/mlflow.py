@@ -26,7 +26,8 @@ def ready() -> None:
         raise DriftlensError(
             "a store of MLflow that can be reached",
             found=str(error),
-            remedy="Set MLFLOW_TRACKING_URI to the address of a server, or install mlflow whole.",
+            remedy="Set MLFLOW_TRACKING_URI to the address of a server, or for a store in a file "
+            "type pip install 'driftlens[mlflow]'.",
         ) from error
 
 

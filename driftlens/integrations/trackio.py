@@ -28,7 +28,8 @@ def send(told: Told) -> str:
     try:
         _log(run, told)
     finally:
-        run.finish()
+        # Not the run's own `finish`: what is still current is finished again as python ends.
+        trackio.finish()
     return f"project {project}, run {run.name}: trackio show --project {project}"
 
 
