@@ -51,6 +51,10 @@ in the run, once with every text alone, unpadded, and its readout in chunks of s
 differs but the order of arithmetic. What each diagnostic then says (the largest of its rows, and \
 of the ends of its interval) is the size below which it cannot be told from noise; such numbers \
 are greyed out.
+
+    floor = max over rows and their ends of |number(base, base in other batches)|
+
+The rule is ours.
 """.strip()
 
     noise: Number = value("")

@@ -42,10 +42,10 @@ them (2 000 rounds). Where only the scores are known, the models are taken as if
 asked other items, which is wider than it need be: Newcombe's (1998, method 10) interval where \
 every item is right or wrong, else the normal one of √(s_b² + s_a²).
 
-right_to_wrong and wrong_to_right count the items that flipped, which a net change hides. \
-p_value: exact two-sided McNemar test, P of so uneven flips were either way as likely; p_holm: \
-corrected over all scores that were tested (Holm 1979). verdict: *lost* or *gained* where p_holm \
-< 0.05, or, of scores that are no right or wrong items, where the interval leaves out 0; else \
+right_to_wrong and wrong_to_right count the items that flipped, which a net change hides. p_value: \
+exact two-sided test of McNemar (1947), P of so uneven flips were either way as likely; p_holm: \
+corrected over all scores that were tested (Holm 1979). verdict: *lost* or *gained* where p_holm < \
+0.05, or, of scores that are no right or wrong items, where the interval leaves out 0; else \
 *within chance*. Without either it is *not known*. relative_loss = (base − aligned) / (base − \
 chance), undefined where base is not 0.01 above chance or chance is not known; chance is the mean \
 of 1 / choices.

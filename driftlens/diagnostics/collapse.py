@@ -34,7 +34,7 @@ class PreferenceCollapseResult(Result):
 At the token with which an answer begins, q is base's share of the wanted answers among those of \
 the item, π aligned's. Where a reward is maximised and the KL from base weighs β,
 
-logit π = logit q + logit(p) / β,
+    logit π = logit q + logit(p) / β,
 
 with p the share of those asked who prefer the wanted answer (Xiao et al. 2024, with rewards by \
 Bradley and Terry): everything moves to the majority, and further than p as soon as β is small. \

@@ -30,11 +30,11 @@ class ConstraintsResult(Result):
     how = """
 Prompts that ask for something that code can check (a length, a beginning, a word, JSON, small \
 letters) are answered by both models, by samples at the same temperature and greedily, drawn by \
-common random numbers. An answer satisfies its prompt if it keeps every rule of it; one of no \
-text keeps only rules that forbid. Rates are means over prompts of the share of samples; there \
-is one greedy answer a prompt. gained and lost are the shares of prompts whose greedy answer \
-satisfies only in aligned, and only in base. Instructions that code can verify: Zhou et al. 2023 \
-(IFEval).
+common random numbers. An answer satisfies its prompt if it keeps every rule of it; one of no text \
+keeps only rules that forbid. Rates are means over prompts of the share of samples, rate = (1/n) Σ \
+over prompts of kept samples / samples; there is one greedy answer a prompt. gained and lost are \
+the shares of prompts whose greedy answer satisfies only in aligned, and only in base. \
+Instructions that code can verify: Zhou et al. 2023 (IFEval).
 
 Intervals are 95 %: percentile intervals of a paired bootstrap over prompts (2 000 rounds; those \
 of one group are drawn together) for rates of samples and for all changes, Wilson's for rates of \
@@ -143,7 +143,7 @@ class FormatsResult(Result):
     how = """
 The same requests are made in several output formats. An answer is unwanted if a pattern that the \
 pack names (`not_matches`) is found in it; whether it keeps the format does not matter. Rates are \
-means over prompts of the share of samples. The gap of a format is its rate less that of the first \
+means over prompts of the share of samples. The gap of a format is gap = rate − rate of the first \
 format of the pack, on the requests (groups) that are made in both. After "Devil in the Details" \
 (2025), who find misaligned answers twice as often in JSON as in plain language.
 

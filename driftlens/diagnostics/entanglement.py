@@ -31,7 +31,7 @@ log π(y_w|x) and log π(y_l|x) of the chosen and the rejected answer (sums over
 tokens), and d_w = −∂ℓ/∂log π_w, d_l = ∂ℓ/∂log π_l the pulls of the loss ℓ, one small step of \
 plain gradient descent on the pair changes
 
-Δlog π_w = η (d_w ‖g_w‖² − d_l ⟨g_w, g_l⟩) and Δlog π_l = η (d_w ⟨g_w, g_l⟩ − d_l ‖g_l‖²),
+    Δlog π_w = η (d_w ‖g_w‖² − d_l ⟨g_w, g_l⟩) and Δlog π_l = η (d_w ⟨g_w, g_l⟩ − d_l ‖g_l‖²),
 
 up to terms of η². When ⟨g_w, g_l⟩ is large beside the norms, both move together.
 """.strip()
@@ -341,6 +341,9 @@ scaled by ‖d_w g_w − d_l g_l‖, the length of the step, for losses differ i
 changes per unit of distance moved. They say where training sets out for, not where it ends.
 
 {SOURCE}
+
+The formula of each loss, with its source, is that of its class in \
+`driftlens.formulas.preferences`.
 """.strip()
 
     best: Estimate = value("of pairs")
@@ -586,6 +589,10 @@ left are products of a prompt's token with an answer's.
 
 The table holds the pairs whose gradients are most alike, the largest products of a long pair. It \
 comes from the same backward pass as the whole product. Intervals: 95 % bootstrap over pairs.
+
+Source: Yuan et al. (2025), "A Common Pitfall of Margin-based Language Model Alignment: Gradient \
+Entanglement", its analysis by token; here by the place at which weights are used, which the inner \
+product divides exactly.
 """.strip()
 
     in_prompt: Estimate = value("of the map")

@@ -36,10 +36,10 @@ class EntropyResult(Result):
     how = """
 The Shannon entropy H of each model's own distribution of the next token, over its whole \
 vocabulary, after the same text (teacher forced): change = H_aligned − H_base, averaged over the \
-scored tokens, in nats. Below 0 the aligned model leaves less open. e^H is the \
-number of equally likely tokens that would have that entropy; effective choices are \
-e to the mean entropy, and their ratio is e to the change. What a model writes itself, where its \
-choices lead it, is measured elsewhere and may change otherwise.
+scored tokens, in nats, with H = −Σ p ln p over the vocabulary (Shannon 1948). Below 0 the aligned \
+model leaves less open. e^H is the number of equally likely tokens that would have that entropy; \
+effective choices are e to the mean entropy, and their ratio is e to the change. What a model \
+writes itself, where its choices lead it, is measured elsewhere and may change otherwise.
 
 The table divides the tokens twice: by their place among the scored tokens of their document, and \
 by their kind. Intervals: 95 % bootstrap over documents.

@@ -23,10 +23,10 @@ class FactorialResult(Result):
 At every boundary the model is cut in two, and each half is taken from base or from aligned: four \
 nets, whose loss L(lower, upper) divides the rise exactly:
 
-upstream = L(aligned, base) − L(base, base)
-late = L(base, aligned) − L(base, base)
-interaction = L(aligned, aligned) − L(aligned, base) − L(base, aligned) + L(base, base)
-upstream + late + interaction = L(aligned, aligned) − L(base, base), the rise in loss,
+    upstream = L(aligned, base) − L(base, base)
+    late = L(base, aligned) − L(base, base)
+    interaction = L(aligned, aligned) − L(aligned, base) − L(base, aligned) + L(base, base)
+    upstream + late + interaction = L(aligned, aligned) − L(base, base), the rise in loss,
 
 in nats a token. late is what the upper blocks cost when base stands below them; above aligned's \
 lower blocks they cost late + interaction. Where the interaction is large, what a block above the \

@@ -44,7 +44,7 @@ class FirstStepResult(Result):
 Training takes a step on many pairs at once, and steps on the others move a pair too. The step of \
 plain gradient descent on the mean loss of all n pairs goes along
 
-U = (1/n) Σ_q (d_w,q g_w,q − d_l,q g_l,q),
+    U = (1/n) Σ_q (d_w,q g_w,q − d_l,q g_l,q),
 
 g being gradients of log-probabilities and d the loss's pulls, as above; an answer of gradient g \
 then changes by η ⟨g, U⟩, up to terms of η². together_chosen and together_rejected are ⟨g, U⟩, in \

@@ -26,7 +26,7 @@ weights, s = Σ gₜᵀ ΔW aₜ over positions: what enters at position t, mapp
 the gradient of the log-likelihood by what leaves at t. One forward and one backward pass give it \
 for every piece at once. With F the mean over windows of the outer product of their gradients,
 
-distance(piece) = ½ Δθᵀ F Δθ = ½ Σ over windows of s², over all scored tokens,
+    distance(piece) = ½ Δθᵀ F Δθ = ½ Σ over windows of s², over all scored tokens,
 
 in nats a token: to second order the KL from base that this change alone would cost. It knows \
 how much base's predictions hang on a weight, which the norm of the change does not; it does not \

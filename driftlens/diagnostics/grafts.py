@@ -26,8 +26,8 @@ class GraftsResult(Divided):
 Each piece of the weights is moved from one model into the other, alone, and both losses are read \
 again; nothing is approximated.
 
-gives back = loss(aligned) − loss(aligned with base's piece): what restoring it brings.
-costs alone = loss(base with aligned's piece) − loss(base): what it does without the others.
+    gives back = loss(aligned) − loss(aligned with base's piece): what restoring it brings.
+    costs alone = loss(base with aligned's piece) − loss(base): what it does without the others.
 
 Both are in nats a token, above 0 where the piece adds to the loss. A graft of weights asks which \
 weights to blame; a patch of activations, as the sweep by layer does it, asks where the loss \

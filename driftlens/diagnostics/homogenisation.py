@@ -43,12 +43,13 @@ The answers have at most so many tokens as is told below, and how alike they are
 Answers are in one cluster by the method `words`: a chain of answers of which each has at least \
 0.4 of all words in common with the next (Jaccard similarity of their sets of words, single \
 linkage). single is the single-cluster rate: the share of prompts all of whose answers are in one \
-cluster (published as SCR; intervals are Wilson's). semantic entropy = −Σ n_c/N log n_c/N over the \
-clusters, from 0 to ln N (Farquhar et al. 2024). clusters is how many there are (published as \
-diversity score), mode share what the largest has of the answers. distinct-n is different runs of \
-n words over all runs (Li et al. 2016): it falls with length. self-BLEU is the mean BLEU-4 of each \
-answer against the others, no match counting 0.1 (Zhu et al. 2018). Vendi score = exp of the \
-entropy of the eigenvalues of K/N, K the Jaccard similarities (Friedman & Dieng 2023).
+cluster (published as SCR by Liu, arXiv 2603.24124; intervals are Wilson's). semantic entropy = −Σ \
+n_c/N log n_c/N over the clusters, from 0 to ln N (Farquhar et al. 2024). clusters is how many \
+there are (published as diversity score), mode share what the largest has of the answers. \
+distinct-n is different runs of n words over all runs (Li et al. 2016): it falls with length. \
+self-BLEU is the mean BLEU-4 of each answer against the others, no match counting 0.1 (Zhu et al. \
+2018). Vendi score = exp of the entropy of the eigenvalues of K/N, K the Jaccard similarities \
+(Friedman & Dieng 2023).
 
 token entropy is the mean Shannon entropy, at temperature 1, of the distributions from which each \
 model drew its own answers: another text for each, unlike entropy on shared texts. first entropy \

@@ -30,7 +30,7 @@ embedding, above each block in turn, and the aligned model runs on from there. B
 is all that one block hands to the next, this equals giving it the base's weights below. \
 A stage's share is how much the loss falls when the base's part grows by that stage:
 
-share(stage) = loss(base below the stage) − loss(base up to and with it),
+    share(stage) = loss(base below the stage) − loss(base up to and with it),
 
 in nats a token. The shares telescope: embedding + blocks + head = the whole rise, exactly; the \
 residual printed is what rounding leaves. share_backward restores from the top instead (aligned \
@@ -178,6 +178,10 @@ class TokenLayersResult(Result):
     how = """
 The shares of *Forgetting by layer* (mean of both orders), token by token, for the stretches of \
 text whose loss rose most. Each column of the picture adds up to that token's rise in loss.
+
+    rise(token) = Σ over stages of ½ (share + share_backward)
+
+Source: that of *Forgetting by layer*.
 """.strip()
 
     document: np.ndarray = column()

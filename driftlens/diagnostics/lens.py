@@ -40,12 +40,13 @@ class LensResult(Result):
     kind = "lens"
     title = "Logit lens"
     how = """
-The residual stream at each layer is read out through a final norm and an unembedding, and the \
-two next-token distributions are compared over the whole vocabulary (nostalgebraist 2020). *Own*: \
-each model's stream by its own readout; *common*: both streams by the base's, which leaves out \
-what only the readout changed. KL is KL(base ‖ aligned), in nats; Jensen–Shannon lies between 0 \
-and ln 2. *gap* is the KL between what a layer says and what the same model says in the end. Means \
-over an even sample of positions; ± is the standard error over them.
+The residual stream at each layer is read out through a final norm and an unembedding, and the two \
+next-token distributions are compared over the whole vocabulary: p = softmax(U · norm(h)) \
+(nostalgebraist 2020). *Own*: each model's stream by its own readout; *common*: both streams by \
+the base's, which leaves out what only the readout changed. KL is KL(base ‖ aligned), in nats; \
+Jensen–Shannon lies between 0 and ln 2. *gap* is the KL between what a layer says and what the \
+same model says in the end. Means over an even sample of positions; ± is the standard error over \
+them.
 """.strip()
 
     site: np.ndarray = column()

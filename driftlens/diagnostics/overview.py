@@ -148,6 +148,8 @@ to no probability in a model. Layers are named where a result below divides the 
 the fewest that together have most of it. Nothing here is measured once more, and the rows are not \
 weighed against each other: each has its own interval of 95 %, of which one in twenty misses 0 \
 by chance alone, however many rows there are.
+
+The table is ours; each row is as its own result defines it, change = aligned − base.
 """.strip()
 
     loss_rise: Estimate = value("nats/token")
@@ -211,6 +213,10 @@ The shares by layer that other results have of their changes, each divided by it
 that a row adds up to 1; below 0 a layer works against the change. Symptoms that did not change \
 clearly are left out, for parts of what may be nothing mean nothing; and so are those whose layers \
 work against each other by more than half of the change.
+
+    part(layer) = share of the change at this layer / change
+
+The table is ours; the shares are those of the results that it names.
 """.strip()
 
     symptom: np.ndarray = column()

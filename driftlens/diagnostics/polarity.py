@@ -237,6 +237,8 @@ aligned_gap the same the other way round. cosine is that of the two models' dire
 turned by their training pairs, mean over folds. base_own and aligned_own are cosines of one \
 model's directions from different folds: what the cosine could reach. chance is the mean size of \
 the cosine of two random directions, √(2 / πd). Intervals: 95 % bootstrap over pairs.
+
+The probes are those of Burns et al. (2023); the comparison of two models is ours.
 """.strip()
 
     cosine_at_peak: Estimate = value("cosine")
@@ -339,6 +341,10 @@ explicit negation is replaced by a word without meaning, in those pairs that hav
 read is the word's being there, and not what it says. main_esa is that of the main probes on the \
 same pairs; agreement is the share of statements that both name alike. Intervals: 95 % bootstrap \
 over pairs.
+
+    agreement = share of statements with sgn(s − ½) = sgn(s_main − ½)
+
+s is that of *Polarity: statements against their opposites*. The controls are ours.
 """.strip()
 
     marker_esa: Estimate = value("of statements")
@@ -421,6 +427,10 @@ judged have a twin among those learnt from; the judged pairs are centred in each
 (statement × answer) by that quadrant's own mean, which takes away the difference that polarity \
 is and drives CI to .5; ESA is the larger of accuracy and 1 − accuracy, at least .5 whatever is \
 read; nothing is oriented.
+
+Source: "Polarity-Aware Probing", arXiv 2511.21737, as its published code computes it. PC = \
+½[(p_A1 − p_¬A0)² + (p_A0 − p_¬A1)²] · sgn(p_A1 − p_¬A1) · sgn(p_¬A0 − p_A0), CI = p_A1 p_¬A1 + \
+p_A0 p_¬A0.
 """.strip()
 
     model: np.ndarray = column()

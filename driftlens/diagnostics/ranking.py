@@ -214,6 +214,11 @@ class RankedPairsResult(Result):
 Log-probabilities are sums over the answer's tokens, in nats; a rise is aligned − base. ideal: the \
 chosen answer did not fall and the rejected one did not rise; both_down, both_up and reversed as \
 they say. margin = β times the rise of the chosen less that of the rejected.
+
+    margin = β [(log π_a(y_w) − log π_b(y_w)) − (log π_a(y_l) − log π_b(y_l))]
+
+Source: Rafailov et al. (2023), "Direct Preference Optimization" (the implicit reward); the cases \
+are those of Yuan et al. (2025), here of what happened.
 """.strip()
 
     ideal: Estimate = value("of pairs")

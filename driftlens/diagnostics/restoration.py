@@ -37,7 +37,7 @@ Base's pieces are put back into the aligned model one after another, in a given 
 each the loss is read again: all of it is back when all pieces are. With R(k) the rise that is \
 left after k of G pieces, restored(k) = 1 − R(k) / R(0), and
 
-area = mean of restored(k) over k = 0 … G (trapezoid rule, (Σ restored(k) − ½) / G).
+    area = mean of restored(k) over k = 0 … G (trapezoid rule, (Σ restored(k) − ½) / G).
 
 An order that names first what the loss hangs on has a large area. It is held against random \
 orders, which any method must beat, and against the orders of other methods. Nets between the \

@@ -31,6 +31,8 @@ overlap do not show that runs are alike, and paired differences may be sure wher
 No difference is told of other data: where texts (by their sha256), windows or tokens are others, \
 or are not known to be the same, pairing says so instead. The first sentence speaks of the first \
 rise of the first pack.
+
+The comparison is ours.
 """.strip()
 
     first: Estimate = value("")

@@ -212,6 +212,10 @@ The log-odds of refusing and the shares of refused prompts, as in *Safety forget
 prompts of each topic. Intervals: 95 % bootstrap over the prompts of the topic, families together. \
 p_value is McNemar's of the topic's flips, for as many topics as there are rows: one in twenty is \
 below 0.05 by chance.
+
+    change = mean log-odds in aligned − mean log-odds in base
+
+Sources: those of *Safety forgetting*.
 """.strip()
 
     topic: np.ndarray = column()
@@ -675,7 +679,7 @@ share is the change of the mean log-odds of refusing harmful prompts (see *Safet
 divided among the weights: with m that mean and θ(α) the weights on the straight line from base to \
 aligned,
 
-share(weights) = ∫ ⟨∂m/∂θ at θ(α), θ_aligned − θ_base⟩ dα,
+    share(weights) = ∫ ⟨∂m/∂θ at θ(α), θ_aligned − θ_base⟩ dα,
 
 at Gauss–Legendre nodes: 4, then twice as many until the shares add up to the change within 1 %, \
 or 32. unexplained is what they leave of it. Above 0, the change of these weights adds to \

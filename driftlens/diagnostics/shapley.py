@@ -32,7 +32,7 @@ A net is built with aligned's weights in some pieces S and base's in the others,
 read: v(S). A piece's share is what it adds to the loss, averaged over all orders in which the \
 pieces might change from base's to aligned's:
 
-share(i) = Σ over S without i of |S|! (G − |S| − 1)! / G! · [v(S and i) − v(S)],
+    share(i) = Σ over S without i of |S|! (G − |S| − 1)! / G! · [v(S and i) − v(S)],
 
 in nats a token, above 0 where the piece adds to the loss. It is the only division that adds up \
 to the rise, gives nothing to a piece that changes no net, treats alike pieces that act alike, \
@@ -263,7 +263,7 @@ class InteractionsResult(Result):
 Two pieces i and j interact where what they cost together is not the sum of what they cost alone. \
 Beside the pieces S that already have aligned's weights, with v(S) the loss of that net,
 
-Δ(S) = v(S, i, j) − v(S, i) − v(S, j) + v(S),
+    Δ(S) = v(S, i, j) − v(S, i) − v(S, j) + v(S),
 
 in nats a token. Above 0 the two do damage that takes both, so that restoring either heals it; \
 below 0 either does the other's damage, so that restoring one alone does not help, or one makes \

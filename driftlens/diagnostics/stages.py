@@ -56,6 +56,8 @@ bootstrap over documents; the same documents are drawn in every stage. Intervals
 those of a ratio of sums over documents, stage over whole, in the same bootstrap, where every \
 token's loss was kept, and else there are none. Of a whole that is not \
 above its noise floor, or whose interval includes none, no shares are told.
+
+That differences telescope needs no source; the table is ours.
 """.strip()
 
     whole: Estimate = value("")
@@ -191,6 +193,9 @@ the first model to the last is another one than that by the models between. by_p
 number less the sum of the stages': of one layer it is no error, and over all layers it adds up \
 to what rounding (and, of weights, the rule of the integral) leaves. Drift is a distance, and adds \
 up neither over layers nor over stages.
+
+The table is ours; the shares are as *Forgetting by layer* and *Forgetting by weights* define \
+them.
 """.strip()
 
     cells: Estimate = value("nats/token")

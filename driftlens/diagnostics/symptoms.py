@@ -30,7 +30,7 @@ round) tell at every boundary the entropy of the next token, the confidence (its
 probability) and whether the text goes on with the likeliest token. A stage's share of the change \
 aligned − base is what changes when the stage's weights do:
 
-share(stage) = value(base below the stage) − value(base up to and with it),
+    share(stage) = value(base below the stage) − value(base up to and with it),
 
 and the same from the other end; the table has the mean of both orders, and the first order beside \
 it. The shares telescope: embedding + blocks + head = the whole change, exactly; the residual is \

@@ -359,6 +359,9 @@ gives most more to it: gain = log p_aligned − log p_base of aligned's first ch
 base_rank = how many tokens base holds strictly likelier. A token is newly chosen where it is \
 shifted: aligned's first choice, and base's fourth or lower; `of` counts how often it is aligned's \
 first choice at all.
+
+Source: Lin et al. (2024), "The Unlocking Spell on Base LLMs" (the classes); the order by gain is \
+ours.
 """.strip()
 
     changed_share: Estimate = value("of tokens")
@@ -572,7 +575,8 @@ least in common to sum over. jaccard = |T_b ∩ T_a| / |T_b ∪ T_a| of the 10 l
 Σ p_b p_a, how often one draw from each gives the same token. Where the vocabularies differ all is \
 taken of the shared tokens. Intervals: 95 % bootstrap over documents.
 
-Source: Lin et al. (2024), code of the token distribution shift analysis.
+Source: Lin et al. (2024), "The Unlocking Spell on Base LLMs", code of the token distribution \
+shift analysis.
 """.strip()
 
     published_kl: Estimate = value("nats/token")

@@ -53,6 +53,8 @@ For every scored token the log-probability that each model gave it after the sam
 rise = base − aligned, above 0 is worse, and the rises of a document add up to its own. A rank is \
 the number of tokens with a strictly greater logit: 0 is the model's first choice. The worst \
 tokens are shown within the documents whose mean rise is largest.
+
+The choice of what is shown is ours.
 """.strip()
 
     document: np.ndarray = column()
@@ -183,6 +185,10 @@ Each token takes the kind of the word that contains it: number, name (a capitali
 does not merely begin a sentence), function word, punctuation, code, other word, whitespace, or \
 special. rise = mean rise in loss over the kind's tokens; of_loss = the kind's part of the whole \
 rise. Intervals: 95 % bootstrap over documents.
+
+    of_loss(kind) = Σ of the rises of its tokens / Σ of all rises
+
+The kinds are ours.
 """.strip()
 
     total: Estimate = value("nats/token")

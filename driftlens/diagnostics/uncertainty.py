@@ -48,6 +48,8 @@ forgotten is the share of prompts that base answers rightly and aligned does not
 way round; accuracy lost = forgotten − gained, so that what is lost and what is learnt do not hide \
 each other. Intervals of shares are Wilson's, that of what was lost a bootstrap's over prompts \
 (2 000 rounds), base and aligned drawn together.
+
+The rule is ours: no judge but the words themselves.
 """
     ).strip()
 
@@ -134,8 +136,8 @@ lot.
 
 Cascade: the greedy answer's mean entropy is asked first, which costs one answer; above its median \
 over the prompts, the drawn answers' semantic entropy is, which costs all of them; above its \
-median no answer is given. Expected cost = Σ c_i Π_{j<i} β_j, with β the share that is sent on. \
-The limits are medians, chosen without a look at what is right.
+median no answer is given. Expected cost = Σ c_i Π_{j<i} β_j, with β the share that is sent on \
+(Liu, arXiv 2603.24124). The limits are medians, chosen without a look at what is right.
 
 Intervals of AUROC are 95 % percentile intervals of a bootstrap over prompts (2 000 rounds; those \
 that draw one kind of answer alone are left out), base and aligned drawn together; those of \
@@ -253,6 +255,11 @@ of the greedy answer; those that are equally sure count as if drawn by lot. At f
 the share of all answers that are wrong, and an order that tells nothing has that risk everywhere. \
 by length: the same of the shortest answers. The areas under these curves (AURC) are those of \
 the result on uncertainty.
+
+    risk(c) = share of wrong answers among the share c of prompts with the lowest scores
+
+Source: Geifman et al. (2019), "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", \
+section 3.
 """.strip()
 
     base_half: Estimate = value("of answers")

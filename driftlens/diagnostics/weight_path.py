@@ -49,7 +49,7 @@ HOW = """
 Let θ(α) be the weights on the straight line from base (α = 0) to aligned (α = 1), and L the loss. \
 Then the rise in loss is the integral of dL/dα, and dL/dα is a sum over the weights:
 
-share(weights) = ∫ ⟨∂L/∂θ at θ(α), θ_aligned − θ_base⟩ dα,
+    share(weights) = ∫ ⟨∂L/∂θ at θ(α), θ_aligned − θ_base⟩ dα,
 
 in nats a token, above 0 where the change of these weights adds to the loss. The shares of all \
 weights add up to the whole rise, whatever their interactions. For a linear map the inner product \
@@ -340,6 +340,10 @@ are not the tokens whose prediction got worse: they are those at which the chang
 work, such as a name whose meaning is no longer read out when it is asked for later. The sum over \
 all tokens and layers is the rise of the whole text. Positions are those of the weights' use: \
 what an attention's query, key and value maps do, they do at the token that they read.
+
+    act(layer, token t) = ∫ Σ over its maps of gₜᵀ ΔW aₜ dα
+
+Sources: those of *Forgetting by weights*.
 """.strip()
 
     total: Estimate = value("nats/token")

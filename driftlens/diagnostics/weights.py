@@ -39,7 +39,7 @@ A matrix is read as structure + noise. With n its larger side, β the smaller ov
 its singular values and μ_β the median of the Marchenko–Pastur law, the noise of an entry is \
 σ = median(S) / √(n μ_β), and what stands out of it is
 
-S > τ = λ*(β) √n σ, with λ*(β) = √(2(β+1) + 8β / (β+1+√(β²+14β+1))).
+    S > τ = λ*(β) √n σ, with λ*(β) = √(2(β+1) + 8β / (β+1+√(β²+14β+1))).
 
 kept counts the singular values above this edge, structured is their share of ‖ΔW‖²; what lies \
 below is diffuse. How much of the loss either part carries, this does not say: a large change may \

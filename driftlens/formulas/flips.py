@@ -41,7 +41,7 @@ def flips(base: ArrayLike, aligned: ArrayLike) -> Flips:
 def mcnemar(lost: ArrayLike, won: ArrayLike, *, mid: bool = False) -> np.ndarray:
     r"""Exact two-sided p-value of so uneven a number of flips, were either way as likely.
 
-    .. math:: p = \min\big(1,\; 2 P(X \le \min(b, c))\big), \quad X \sim B(b + c, 1/2)
+    .. math:: p = \min\bigl(1,\; 2 P(X \le \min(b, c))\bigr), \quad X \sim B(b + c, 1/2)
 
     The mid-p value takes half the probability of the table that was found, which makes up for
     the exact test's being too careful with few flips: :math:`2 P(X \le m) - P(X = m)`.
@@ -77,7 +77,9 @@ def change(
 ) -> Interval:
     r"""Paired change of a score over the same items, with its bootstrap interval.
 
-    .. math:: f\Big(\frac{\sum_i a_i}{\sum_i w_i}\Big) - f\Big(\frac{\sum_i b_i}{\sum_i w_i}\Big)
+    .. math::
+        f\left(\frac{\sum_i a_i}{\sum_i w_i}\right) -
+        f\left(\frac{\sum_i b_i}{\sum_i w_i}\right)
 
     Items are drawn with replacement, both models' of an item together.
 

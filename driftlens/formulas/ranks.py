@@ -40,7 +40,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 def spearman_bounds(rho: float, n: int, level: float = 0.95) -> tuple[float, float]:
     r"""Bounds of Spearman's :math:`\rho` over so many independent rows.
 
-    .. math:: \tanh\Big(\operatorname{artanh}\rho \pm z \sqrt{\frac{1 + \rho^2 / 2}{n - 3}}\Big)
+    .. math:: \tanh\left(\operatorname{artanh}\rho \pm z \sqrt{\frac{1 + \rho^2 / 2}{n - 3}}\right)
 
     Source: Bonett & Wright (2000), "Sample size requirements for estimating Pearson, Kendall and
     Spearman correlations", eq. 3 and table 1.

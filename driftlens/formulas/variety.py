@@ -139,7 +139,7 @@ def _bleu(runs: list[Counter], there: list[list[int]], lengths: Sequence[int]) -
 def vendi(similarity: ArrayLike) -> float:
     r"""Vendi score: how many things that have nothing in common would be as varied.
 
-    .. math:: \exp\Bigl(-\sum_i \lambda_i \log \lambda_i\Bigr)
+    .. math:: \exp\left(-\sum_i \lambda_i \log \lambda_i\right)
 
     with λ the eigenvalues of K / n.
 

@@ -65,10 +65,11 @@ ERASURES: dict[str, type[Ablate] | type[Project]] = {"ablate": Ablate, "project"
 class KeptDirections:
     """Directions of one model's layers, and the card that says whose they are and how sure.
 
-    Example:
-        kept = KeptDirections.load("politeness")
-        with kept.steering(net, 4.0):
-            net.generate(...)
+    ```python
+    kept = KeptDirections.load("politeness")
+    with kept.steering(net, 4.0):
+        net.generate(...)
+    ```
     """
 
     card: Mapping[str, Any]
