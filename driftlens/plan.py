@@ -23,19 +23,20 @@ from .budget import (
     per_token,
 )
 from .diagnostics import (
-    calibration,
+    Drift,
+    Factorial,
+    LayerForgetting,
+    SymptomLayers,
+    TokenShift,
     drift,
-    entropy,
-    forgetting,
     lens,
     symptoms,
     token_shift,
-    tokens,
 )
 from .diagnostics.drift import Group, grouped, sums_bytes
 from .diagnostics.retention import STATES_BYTES
 from .errors import DriftlensError
-from .formulas.streams import CrossMoments
+from .formulas.streams import CrossMoments, PerDocument
 from .metric import Metric
 from .models import ModelPair, Wants, every
 from .models.memory import capacity
@@ -419,22 +420,23 @@ def host(shape: Shape, work: Work) -> dict[str, int]:
 def _columns(depth: int, sites: int) -> int:
     """Numbers kept for each document of a text pack."""
     stages = depth + 2
-    return (
-        len(forgetting.SUMS)
+    by_size: dict[type[Metric], int] = {
         # Its layers, the sweep both ways, and what else changes in it.
-        + (2 + 2 * stages)
-        + (2 + 3 * (stages - 1))
-        + (1 + len(symptoms.SYMPTOMS) * (1 + 2 * stages))
-        + 3 * len(tokens.KINDS)
+        LayerForgetting: 2 + 2 * stages,
+        Factorial: 2 + 3 * (stages - 1),
+        SymptomLayers: 1 + len(symptoms.SYMPTOMS) * (1 + 2 * stages),
         # Of places, those that a document has: of a long one all.
-        + len(token_shift.PLACES) * len(token_shift.STATISTICS)
-        + 2 * len(token_shift.FIRSTS)
-        + token_shift.CHANGES
-        + calibration.SUMS
-        + calibration.LOSSES
-        + len(entropy.PARTS) * len(entropy.SUMS)
-        + 2 * sites
-    )
+        TokenShift: len(token_shift.PLACES) * len(token_shift.STATISTICS)
+        + 2 * len(token_shift.FIRSTS),
+        Drift: 2 * sites,
+    }
+    made = suite.PLAN["text"](suite.Options())
+    return sum(by_size.get(type(metric), _fixed(metric)) for metric in made)
+
+
+def _fixed(metric: Metric) -> int:
+    """Numbers that a metric keeps for each document, whatever the models are."""
+    return sum(kept.columns for kept in vars(metric).values() if isinstance(kept, PerDocument))
 
 
 def written(shape: Shape, work: Work, wants: Wants, dtype: str) -> int:
