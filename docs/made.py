@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from inspect import cleandoc
@@ -137,7 +138,7 @@ class PublicNames(SphinxDirective):
             yield from (f".. py:currentmodule:: {module}", "", f".. py:data:: {name}")
             if value and len(value) < SHORT and " at 0x" not in value:
                 yield f"   :value: {value}"
-            yield from ("", *_indented(_said(public)), "")
+            yield from ("", *_indented(said(public)), "")
 
     def _elsewhere(self, module: str) -> str:
         """Names that the module has, and another has before it."""
@@ -159,13 +160,13 @@ def _public_of(module: str) -> list[Public]:
     return [one for one in public().values() if one.module == module]
 
 
-def _said(one: Public) -> list[str]:
-    """What stands below a constant, in whichever module of the package it was written."""
-    package = importlib.import_module(one.module)
-    inside = pkgutil.iter_modules(getattr(package, "__path__", ()))
-    for home in (one.module, *(f"{one.module}.{module.name}" for module in inside)):
+def said(one: Public) -> list[str]:
+    """What stands below a constant, in whichever module it was written, its own first."""
+    ours = sorted(name for name in sys.modules if name.startswith("driftlens."))
+    ours.sort(key=lambda name: not name.startswith(one.module))
+    for home in (one.module, *ours):
         lines = ModuleAnalyzer.for_module(home).find_attr_docs().get(("", one.name))
-        if lines and getattr(importlib.import_module(home), one.name) is one.what:
+        if lines and getattr(sys.modules[home], one.name) is one.what:
             return escaped(lines)
     return []
 

@@ -165,8 +165,9 @@ def test_tokenizers_that_cut_differently_are_warned_of_and_leave_things_out():
     assert checks["tokens"].status == "warn"
     assert "left out" in checks["tokens"].detail
     encoder = pair.encoder(PACK)
-    kinds = {type(m).__name__ for m in suite.applicable(pair, encoder, suite.Options())}
-    assert kinds == {"Forgetting", "TokenKinds", "TokenForgetting", "Drift"}
+    taken = suite.applicable(pair, encoder, suite.Options())
+    assert {type(m).__name__ for m in taken} >= {"Forgetting", "TokenKinds", "Drift"}
+    assert not any(metric.wants.same_tokens for metric in taken)
 
 
 def test_another_chat_template_is_warned_of():
@@ -346,10 +347,8 @@ def test_of_masked_models_what_cannot_be_taken_is_left_out_and_said_so(tmp_path)
     assert "forgetting by layer is left out" in skipped["residual stream"]
     results = list(suite.examine(pair, [pack], checks=checks))
     kinds = {result.kind for result in results}
-    assert kinds == {
-        "forgetting", "token_kinds", "token_forgetting", "drift", "lens", "noise_floor",
-        "calibration", "entropy", "token_shift", "shifted_tokens",
-    }  # fmt: skip
+    assert kinds >= {"forgetting", "token_kinds", "drift", "lens", "entropy", "noise_floor"}
+    assert not kinds & {"layer_forgetting", "factorial", "symptom_layers", "weight_path"}
     assert all(np.isfinite(r.loss_rise.value) for r in results if r.kind == "forgetting")
     page = Report("base → aligned", results, checks).write(tmp_path / "report").read_text()
     assert "masked models are not resumed at a block" in page

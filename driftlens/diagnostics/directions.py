@@ -359,8 +359,7 @@ the difference of means, how far the roles' means lie apart along it, and the sh
 it names rightly where it was found without them. What is added along a direction whose own \
 length means nothing (1 of a component, an inverse unit of a discriminant) is that distance.
 
-How far the means lie apart is ⟨μ₊ − μ₋, v̂⟩, with v̂ the direction at length 1. Sources: those of \
-*Steering directions*.
+norm = ⟨μ₊ − μ₋, v̂⟩, with v̂ the direction at length 1. Sources: those of *Steering directions*.
 """.strip()
 
     model: np.ndarray = column()

@@ -37,7 +37,8 @@ further cost. Intervals: 95 % bootstrap over documents.
 
 Source: the first-divergence factorial of upstream state and late stack (an anonymous preprint), \
 which takes logits of the two tokens at which the models first part, read by one readout. Here it \
-is the loss on the text's own tokens, at every boundary, and each net has its upper half's readout.
+is the loss on the text's own tokens, at every boundary, and each net has its upper half's \
+readout; in this form it is ours.
 """.strip()
 
     total: Estimate = value("nats/token")

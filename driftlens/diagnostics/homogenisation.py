@@ -259,13 +259,13 @@ class HomogenisationMethodsResult(Result):
     kind = "homogenisation_methods"
     title = "Homogenisation by method"
     how = """
-`words`: a chain of answers with at least 0.4 of all words in common (Jaccard, single linkage). \
-`spelling`: average linkage at a mean cosine of at least 0.5 of 1 + ln(count) of three characters \
-in a row within words. Asked for by name: `character bigrams` (Jaccard of couples of characters at \
-0.4, single linkage) and `word bigrams` (of couples of words at 0.4, each answer against the first \
-of a cluster), which are two published codes for one thing; embeddings (average linkage at a mean \
-cosine of at least 0.85); entailment (an answer and the first of its cluster follow from each \
-other, each with a probability above ½; Kuhn et al. 2023).
+`words`: a chain of answers with at least 0.4 of all words in common (Jaccard, |A ∩ B| / |A ∪ B| = \
+0.4 or more, single linkage). `spelling`: average linkage at a mean cosine of at least 0.5 of 1 + \
+ln(count) of three characters in a row within words. Asked for by name: `character bigrams` \
+(Jaccard of couples of characters at 0.4, single linkage) and `word bigrams` (of couples of words \
+at 0.4, each answer against the first of a cluster), which are two published codes for one thing; \
+embeddings (average linkage at a mean cosine of at least 0.85); entailment (an answer and the \
+first of its cluster follow from each other, each with a probability above ½; Kuhn et al. 2023).
 
 No method is right; where they disagree, a single-cluster rate says more of the method than of the \
 models, and only a change that all of them find is one. agreement is the share of couples of \

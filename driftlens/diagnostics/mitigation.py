@@ -593,9 +593,9 @@ capability and alignment change to first order by ⟨∇capability, d⟩ and ⟨
 directions: alignment, its own gradient g; PTX γ, g + γ ∇capability (pre-training text mixed in); \
 KL β, g − β ∇KL(π ‖ π_b) with the divergence from base on the tokens of the capability pack (at \
 base it has no slope, and does nothing to first order); projected, g − UUᵀg; towards base, −ΔW. \
-γ_free is the weight of PTX at which a step of alignment costs nothing to first order, \
-−⟨g, ∇capability⟩ / ‖∇capability‖²; below 0 it costs nothing as it is. kept is the alignment per \
-unit step over that of g alone.
+γ_free = −⟨g, ∇capability⟩ / ‖∇capability‖² is the weight of PTX at which a step of alignment \
+costs nothing to first order; below 0 it costs nothing as it is. kept is the alignment per unit \
+step over that of g alone.
 
 Sources: Ouyang et al. (2022), PTX and the KL penalty; OGPSA (arXiv 2602.07892).
 """.strip()

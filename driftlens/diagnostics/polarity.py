@@ -232,7 +232,7 @@ class PolarityTransferResult(Result):
     how = """
 The probes of *Polarity*, each applied, as it is and with its own centring, to the other model's \
 states of the pairs that it has not seen. base_on_aligned is the ESA of base's probe on aligned's \
-states; base_gap is what it loses against aligned's own probe there (aligned's ESA minus it), and \
+states; base_gap = ESA of aligned's own probe there − base_on_aligned is what it loses, and \
 aligned_gap the same the other way round. cosine is that of the two models' directions, both \
 turned by their training pairs, mean over folds. base_own and aligned_own are cosines of one \
 model's directions from different folds: what the cosine could reach. chance is the mean size of \

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from driftlens.estimators import ContrastProbe
 
 TENSORS, FORMAT = "probe.safetensors", 1
+"""The file of a folder that holds its probes, and the version of what it holds."""
 
 FOLDER = Keeping(
     "a probe",

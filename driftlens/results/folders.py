@@ -17,6 +17,7 @@ from driftlens.errors import DriftlensError, LoadError
 from .store import staged, write_json
 
 CARD = "card.json"
+"""The file of a folder that says what lies in it."""
 
 
 class Held(NamedTuple):

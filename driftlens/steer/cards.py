@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from driftlens.estimators import Direction
 
 TENSORS, FORMAT = "directions.safetensors", 1
+"""The file of a folder that holds its directions, and the version of what it holds."""
 
 FOLDER = Keeping(
     "directions",
