@@ -30,21 +30,23 @@ def made():
 
 
 def test_every_method_names_its_source_or_says_that_it_is_ours_and_has_a_formula(made):
-    for kind, what in made.kinds().items():
+    for kind, what in made.methods.kinds().items():
         how = " ".join(what.how.split())
         elsewhere = re.search(r"Sources?: th(?:ose|at) of \*", how)
-        assert made.cited(how) or elsewhere or re.search(r"\bours\b", how), f"{kind}: no source"
+        assert made.text.cited(how) or elsewhere or re.search(r"\bours\b", how), (
+            f"{kind}: no source"
+        )
         assert "=" in how, f"{kind}: no formula"
 
 
 def test_what_methods_cite_is_in_the_bibliography_and_nothing_else_is(made):
     cited = [
         (kind, *one)
-        for kind, what in made.kinds().items()
-        for one in made.cited(" ".join(what.how.split()))
+        for kind, what in made.methods.kinds().items()
+        for one in made.text.cited(" ".join(what.how.split()))
     ]
     assert [(kind, said) for kind, said, entry in cited if entry is None] == []
-    assert {entry.label for *_, entry in cited} == {source.label for source in made.sources()}
+    assert {entry.label for *_, entry in cited} == {source.label for source in made.text.sources()}
 
 
 @pytest.mark.parametrize(
@@ -59,33 +61,43 @@ def test_what_methods_cite_is_in_the_bibliography_and_nothing_else_is(made):
     ],
 )
 def test_citations_are_found(made, text, said):
-    assert [one for one, _ in made.cited(text)] == said
+    assert [one for one, _ in made.text.cited(text)] == said
 
 
 def test_of_two_papers_of_one_name_and_year_the_one_whose_title_is_told_is_meant(made):
     spell, tax = (
-        made.cited(f'Lin et al. (2024), "{title}"')[0][1]
+        made.text.cited(f'Lin et al. (2024), "{title}"')[0][1]
         for title in ("The Unlocking Spell on Base LLMs", "Mitigating the Alignment Tax of RLHF")
     )
     assert (spell.number, tax.number) == ("2312.01552", "2309.06256")
 
 
 def test_every_kind_of_result_stands_on_the_page_of_methods_once(made):
-    shown = [kind for some in made.chapters().values() for one in some for kind in one.kinds]
-    assert sorted(shown) == sorted(made.kinds())
-    assert len({made.title_of(kind) for kind in shown}) == len(shown)
+    shown = [
+        kind for some in made.methods.chapters().values() for one in some for kind in one.kinds
+    ]
+    assert sorted(shown) == sorted(made.methods.kinds())
+    assert len({made.methods.title_of(kind) for kind in shown}) == len(shown)
+
+
+def test_of_every_kind_of_result_it_is_told_how_one_comes_by_it(made):
+    ways = made.methods.ways()
+    assert ways.keys() == made.methods.kinds().keys()
+    assert ways["drift"] == ["a report of packs of kind `text`"]
+    assert ways["graft"] == ["`driftlens attribute --method graft`"]
+    assert "`driftlens check`" in ways["entanglement"]
 
 
 def test_every_public_name_has_a_docstring(made):
-    for name, one in made.public().items():
+    for name, one in made.names.public().items():
         if inspect.isclass(one.what) or inspect.isroutine(one.what):
             assert inspect.getdoc(one.what), name
         else:
-            assert made.said(one), name
+            assert made.names.said(one), name
 
 
 def test_terms_stand_in_the_glossary_once_and_in_order(made):
-    terms = made.terms()
+    terms = made.text.terms()
     assert len(set(terms)) == len(terms)
     assert list(terms[:-1]) == sorted(terms[:-1], key=lambda t: (t.rstrip("*").lower(), t))
 
@@ -104,7 +116,7 @@ Attributes:
 
 
 def test_axes_stars_and_bars_of_a_docstring_are_no_markup(made):
-    lines = made.escaped(cleandoc(DOCSTRING).split("\n"))
+    lines = made.docstrings.escaped(cleandoc(DOCSTRING).split("\n"))
     assert (
         lines[0] == r"Mean of `|x|` over [\*, vocab], T\* and \|S\|, for *one* model of kl\_ ones."
     )
@@ -187,14 +199,14 @@ def test_it_is_built_without_a_warning_or_a_network_and_tells_of_every_public_na
 
     with (built / "objects.inv").open("rb") as file:
         known = InventoryFile.load(file, "", lambda base, path: path)
-    homes = {module for package in made.DOCUMENTED for module in made.modules(package)}
+    homes = {module for package in made.names.DOCUMENTED for module in made.names.modules(package)}
     told = {
         name
         for kind, names in known.items()
         for name in names
         if kind.startswith("py:") and kind != "py:module" and name.rpartition(".")[0] in homes
     }
-    assert told == set(made.public())
+    assert told == set(made.names.public())
 
 
 @pytest.mark.slow
