@@ -74,7 +74,7 @@ def test_of_two_papers_of_one_name_and_year_the_one_whose_title_is_told_is_meant
 
 def test_every_kind_of_result_stands_on_the_page_of_methods_once(made):
     shown = [
-        kind for some in made.methods.chapters().values() for one in some for kind in one.kinds
+        kind for some in made.methods.chapters() for one in some.questions for kind in one.kinds
     ]
     assert sorted(shown) == sorted(made.methods.kinds())
     assert len({made.methods.title_of(kind) for kind in shown}) == len(shown)

@@ -1,4 +1,4 @@
-"""Every kind of result, by the questions of the README, in its own words."""
+"""Every kind of result, by the questions of the guides, in its own words."""
 
 import importlib
 import inspect
@@ -17,10 +17,18 @@ from .text import DOCS, Links, inline, table
 
 
 class Question(NamedTuple):
-    """A row of a table of the README: what is asked, and the kinds of result that answer."""
+    """A row of a guide's table: what is asked, and the kinds of result that answer."""
 
     asked: str
     kinds: tuple[str, ...]
+
+
+class Chapter(NamedTuple):
+    """Questions that belong together, and the guide that asks them."""
+
+    heading: str
+    guide: str
+    questions: list[Question]
 
 
 @cache
@@ -34,32 +42,40 @@ def kinds() -> Mapping[str, Any]:
 
 
 @cache
-def chapters() -> Mapping[str, list[Question]]:
-    """By heading the questions of the README's tables; with each kind those made beside it.
+def chapters() -> Sequence[Chapter]:
+    """The guides that ask, in their order, and with each kind of result those made beside it.
 
-    What no table names comes last.
+    What no guide names comes last.
     """
-    text = (DOCS.parent / "README.md").read_text("utf-8")
-    found: dict[str, list[Question]] = {}
     left = dict(kinds())
-    for heading, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
-        for asked, named in re.findall(r"^\| ([^|]+\?) \| (`[^|]+) \|", body, re.MULTILINE):
-            mine = [kind for kind in re.findall(r"`(\w+)`", named) if left.pop(kind, None)]
-            if mine:
-                found.setdefault(heading, []).append(Question(asked, tuple(mine)))
-    homes = {kinds()[kind].__module__ for some in found.values() for q in some for kind in q.kinds}
-    beside = [kind for kind, what in left.items() if what.__module__ in homes]
-    for some in found.values():
+    found = [chapter for guide in guides() if (chapter := _chapter(guide, left)).questions]
+    named = {kinds()[kind].__module__ for one in found for q in one.questions for kind in q.kinds}
+    beside = [kind for kind, what in left.items() if what.__module__ in named]
+    for some in (chapter.questions for chapter in found):
         for number, question in enumerate(some):
             near = {kinds()[kind].__module__ for kind in question.kinds}
-            more = [
-                kind for kind in beside if kinds()[kind].__module__ in near and left.pop(kind, 0)
-            ]
+            mine = (kind for kind in beside if kinds()[kind].__module__ in near)
+            more = tuple(kind for kind in mine if left.pop(kind, None))
             some[number] = question._replace(kinds=(*question.kinds, *more))
-    # What a report of two models measures comes first, whatever the README begins with.
-    order = sorted(found, key=lambda heading: heading != "What it measures")
-    rest = {"Pages of many results": [Question("", tuple(left))]} if left else {}
-    return {heading: found[heading] for heading in order} | rest
+    rest = [Chapter("Pages of many results", "", [Question("", tuple(left))])] if left else []
+    return [*found, *rest]
+
+
+def guides() -> list[str]:
+    """The guides, in the order in which the first page lists them."""
+    return re.findall(r"^(guide/[\w-]+)$", (DOCS / "index.md").read_text("utf-8"), re.MULTILINE)
+
+
+def _chapter(guide: str, left: dict[str, Any]) -> Chapter:
+    """What a guide asks; the kinds that it names are taken from those that are left."""
+    text = (DOCS / f"{guide}.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([^|]+\?) \| (`[^|]+) \|", text, re.MULTILINE)
+    questions = [
+        Question(asked, mine)
+        for asked, named in rows
+        if (mine := tuple(k for k in re.findall(r"`(\w+)`", named) if left.pop(k, None)))
+    ]
+    return Chapter(text.partition("\n")[0].removeprefix("# "), guide, questions)
 
 
 NAMED = {"tradeoff": "What steering gains and costs"}
@@ -123,19 +139,23 @@ def ways() -> Mapping[str, list[str]]:
 
 
 class Methods(SphinxDirective):
-    """`{methods}`: every kind of result, by the README's questions, in its own words."""
+    """`{methods}`: every kind of result, by the guides' questions, in its own words."""
 
     def run(self) -> list[nodes.Node]:
-        """A section for each of the README's tables."""
+        """A section for each guide that asks."""
         self.titles = {title_of(kind): f"kind-{nodes.make_id(kind)}" for kind in kinds()}
-        return [self._chapter(heading, asked) for heading, asked in chapters().items()]
+        return [self._section(chapter) for chapter in chapters()]
 
-    def _chapter(self, heading: str, asked: Sequence[Question]) -> nodes.section:
+    def _section(self, chapter: Chapter) -> nodes.section:
+        heading, guide, questions = chapter
         section = nodes.section("", nodes.title(heading, heading), ids=[nodes.make_id(heading)])
-        if asked[0].asked:
-            rows = [([nodes.Text(one.asked)], self._answers(one)) for one in asked]
+        if guide:
+            link = nodes.reference("", "the guide", refuri=f"{guide}.html", internal=True)
+            about = (nodes.Text("How to ask is told in "), link, nodes.Text("."))
+            section += nodes.paragraph("", "", *about)
+            rows = [([nodes.Text(one.asked)], self._answers(one)) for one in questions]
             section += table(("Question", "Answered by"), rows, (1, 1))
-        for question in asked:
+        for question in questions:
             for kind in question.kinds:
                 section += self._kind(kind)
         return section
