@@ -224,6 +224,16 @@ def test_its_pages_load_nothing_from_elsewhere_and_show_no_raw_markup(built):
 
 
 @pytest.mark.slow
+def test_the_tables_of_guides_lead_to_the_methods(built):
+    methods = (built / "methods.html").read_text("utf-8")
+    for guide in ("what-it-measures", "before-you-train", "steering", "behaviour"):
+        page = (built / "guide" / f"{guide}.html").read_text("utf-8")
+        labels = re.findall(r'href="\.\./methods\.html#(kind-[\w-]+)"', page)
+        assert len(labels) > 5
+        assert all(f'id="{label}"' in methods for label in labels)
+
+
+@pytest.mark.slow
 def test_its_methods_link_to_sources_and_to_words_that_are_there(built):
     methods, sources, glossary = (
         (built / f"{name}.html").read_text("utf-8") for name in ("methods", "sources", "glossary")

@@ -87,6 +87,11 @@ def title_of(kind: str) -> str:
     return NAMED.get(kind) or kinds()[kind].title
 
 
+def label_of(kind: str) -> str:
+    """By which name its section is linked."""
+    return f"kind-{nodes.make_id(kind)}"
+
+
 DIAGNOSTICS = ("capability", "faithfulness", "mitigation", "overview", "stages")
 
 
@@ -143,7 +148,7 @@ class Methods(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """A section for each guide that asks."""
-        self.titles = {title_of(kind): f"kind-{nodes.make_id(kind)}" for kind in kinds()}
+        self.titles = {title_of(kind): label_of(kind) for kind in kinds()}
         return [self._section(chapter) for chapter in chapters()]
 
     def _section(self, chapter: Chapter) -> nodes.section:
