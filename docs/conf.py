@@ -1,13 +1,14 @@
 """How the documentation is built: by Sphinx, from docstrings and what the code says of itself."""
 
 import sys
-from importlib.metadata import version as installed
 from pathlib import Path
+
+from driftlens import __version__
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "driftlens"
-release = version = installed("driftlens")
+release = version = __version__
 html_title = f"driftlens {release}"
 language = "en"
 
