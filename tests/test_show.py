@@ -98,6 +98,7 @@ def folder(tmp_path):
 @pytest.fixture
 def shown(monkeypatch, capfd):
     """Exit code and both streams of `driftlens show`."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["driftlens", "show", *map(str, arguments)])

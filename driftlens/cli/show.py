@@ -223,7 +223,7 @@ def _whole(screen: "Console", entry: "Entry", most: int) -> None:
         screen.print()
         _table(screen, entry, most, whole=True)
     if entry.picture is not None:
-        screen.print(Text(f"figure: {_plain(str(entry.picture))}", "dim"))
+        screen.print(Text(f"figure: {_plain(str(entry.picture))}", "dim"), soft_wrap=True)
 
 
 def _contents(screen: "Console", written: "Written") -> None:
@@ -249,7 +249,8 @@ def _contents(screen: "Console", written: "Written") -> None:
         ("the page", str(written.page) if written.page else ""),
     ):
         if what:
-            screen.print(Text.assemble((f"{_plain(said)}: ", "dim"), _plain(what)))
+            # A path or a command that is broken cannot be copied.
+            screen.print(Text.assemble((f"{_plain(said)}: ", "dim"), _plain(what)), soft_wrap=True)
 
 
 def _stages(written: "Written") -> list[Path]:
