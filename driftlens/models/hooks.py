@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -461,7 +461,9 @@ class HookedModel:
     def _as_found(self, frozen: bool = False) -> Iterator[None]:
         """Evaluation mode (and no parameter's gradient, if `frozen`) while inside."""
         training = [module for module in self.net.modules() if module.training]
-        learning = {p: p.requires_grad for p in self.net.parameters()}
+        # Disabling an adapter also touches what of it can learn; else nothing but `frozen` does.
+        touched = frozen or self.around is not nullcontext
+        learning = {p: p.requires_grad for p in self.net.parameters()} if touched else {}
         try:
             for module in training:
                 module.training = False
@@ -474,7 +476,6 @@ class HookedModel:
                 self.net.reshard()
             for module in training:
                 module.training = True
-            # Disabling an adapter also touches what of it can learn.
             for parameter, learns in learning.items():
                 if parameter.requires_grad != learns:
                     parameter.requires_grad_(learns)
@@ -673,7 +674,16 @@ def with_first(output: Tensor | tuple, tensor: Tensor) -> Tensor | tuple:
 
 
 def _accepts(module: nn.Module, name: str) -> bool:
+    own = getattr(type(module), "forward", None)
+    if getattr(module.forward, "__func__", None) is own:
+        return name in _parameters(own)
     return name in inspect.signature(module.forward).parameters
+
+
+# To take a signature apart costs a tenth of a small net's pass, and no class changes its own.
+@lru_cache(maxsize=64)
+def _parameters(forward: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def _off(module: nn.Module) -> dict[str, bool]:
