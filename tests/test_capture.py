@@ -1,9 +1,9 @@
 """Captured activations are what the model holds, at the tokens that the index says."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from copy import deepcopy
@@ -27,6 +27,7 @@ from driftlens.models import EMBED, ModelPair, Site
 from driftlens.models.hooks import HookedModel
 from driftlens.packs import Example, Pack
 from driftlens.shards import MANIFEST
+from launched import Process
 
 FAMILIES = ("llama", "gpt2", "bert")
 SITES = ["embed", "0.out", "1.out", "2.out", "1.attn", "2.mlp"]
@@ -734,10 +735,9 @@ def test_the_net_is_left_as_it_was_found(tmp_path, llama):
 
 RUN = """
 import sys
-sys.path.insert(0, {tests!r})
 import nets
 from driftlens.activations import capture, plan
-plan.SHARD_BYTES = {size}
+plan.SHARD_BYTES = int(sys.argv[3])
 model, pack = nets.model("llama"), nets.pack(nets.TEXTS * 12)
 print("ready", flush=True)
 capture(model, [pack], ["0.out", "2.out"], sys.argv[1], positions="all", rows=2,
@@ -749,18 +749,15 @@ capture(model, [pack], ["0.out", "2.out"], sys.argv[1], positions="all", rows=2,
 def test_killed_at_random_moments_it_resumes_to_the_same_bytes(tmp_path, llama):
     pack, sites = nets.pack(nets.TEXTS * 12), ["0.out", "2.out"]
     capture(llama, [pack], sites, tmp_path / "whole", positions="all", rows=2)
-    script, folder = tmp_path / "run.py", tmp_path / "s"
-    script.write_text(RUN.format(tests=str(Path(__file__).parent), size=SMALL))
+    folder = tmp_path / "s"
     draw, before, killed = np.random.default_rng(0), 0, 0
     for _ in range(8):
         how = "resume" if (folder / MANIFEST).exists() else "begin"
-        with subprocess.Popen(
-            [sys.executable, str(script), str(folder), how], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(draw.uniform(0, 0.4))
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
+        process = Process(RUN, folder, how, SMALL, known=["nets"])
+        process.heard("ready\n")
+        time.sleep(draw.uniform(0, 0.4))
+        os.kill(process.pid, signal.SIGKILL)
+        killed += process.left()[0] == -signal.SIGKILL
         if not (folder / MANIFEST).exists():
             continue
         record = json.loads((folder / MANIFEST).read_text())

@@ -17,6 +17,7 @@ import torch
 
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.shards import MANIFEST, Shards, ShardWriter, differences
+from launched import Process
 
 ABOUT = {"model": {"name": "tiny", "sha256": "a" * 64}, "sites": ["0.out", "1.mlp"], "length": 8}
 KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool)
@@ -346,9 +347,9 @@ def test_a_shard_whose_file_is_cut_or_gone_is_made_again(tmp_path, of):
 
 WRITER = """
 import sys
-sys.path.insert(0, {tests!r})
-from test_shards import written
 from pathlib import Path
+from test_shards import written
+
 print("ready", flush=True)
 written(Path(sys.argv[1]), 400, resume=sys.argv[2] == "resume").finish()
 """
@@ -357,18 +358,14 @@ written(Path(sys.argv[1]), 400, resume=sys.argv[2] == "resume").finish()
 @pytest.mark.slow
 def test_killed_at_random_moments_it_loses_no_finished_shard(tmp_path):
     written(tmp_path / "whole", 400).finish()
-    script = tmp_path / "writer.py"
-    script.write_text(WRITER.format(tests=str(Path(__file__).parent)))
     draw, store, before, killed = np.random.default_rng(0), tmp_path / "store", 0, 0
     while True:
         how = "resume" if (store / MANIFEST).exists() else "begin"
-        with subprocess.Popen(
-            [sys.executable, str(script), str(store), how], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(draw.uniform(0, 0.1))
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
+        process = Process(WRITER, store, how, known=["test_shards"])
+        process.heard("ready\n")
+        time.sleep(draw.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        killed += process.left()[0] == -signal.SIGKILL
         if not (store / MANIFEST).exists():
             continue
         found = Shards.open(store, ABOUT, unfinished=True)
