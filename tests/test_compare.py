@@ -50,7 +50,7 @@ def written(folder, pair, pack, **changed):
         "packs": [{**told, "sha256": pack.sha256}],
         **changed,
     }
-    Report(folder.name, results, [], run).write(folder)
+    Report(folder.name, results, [], run).write(folder, formats={"json", "parquet"})
     return folder
 
 

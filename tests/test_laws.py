@@ -320,7 +320,7 @@ def close(a, b, atol):
 
 
 @pytest.mark.parametrize(("make", "kind"), EVERY)
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=5, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_parts_merge_into_the_whole_however_the_stream_is_split(make, kind, data):
     some = frames(kind)

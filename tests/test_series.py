@@ -378,6 +378,7 @@ def folders(trio, tmp_path_factory):
     return [nets.saved(net, place / name) for net, name in zip(trio, "abc", strict=True)]
 
 
+@pytest.mark.slow
 def test_a_series_is_one_command(folders, tmp_path, monkeypatch, capfd):
     import sys
 
