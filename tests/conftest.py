@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, and a small pair with a small pack."""
 
+import gc
 import os
 
 # Read by huggingface_hub and transformers when they are imported, so it stands before them.
@@ -13,6 +14,16 @@ from driftlens.models import ModelPair
 from driftlens.packs import Pack
 
 torch.set_num_threads(1)
+
+# A third of the time to collect went into looking for garbage among modules, which have none.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on there may be garbage, but not among what was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
