@@ -32,6 +32,9 @@ TOKENS = 256
 LETTERS = 4 * TOKENS
 """What is read of each of its documents, in characters."""
 
+MARGIN = 3
+"""How often what was seen of noise is taken for its floor: another draw may be larger."""
+
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 """How far a token's log-probability may move, in nats, when only its batch or padding changes."""
 
@@ -48,17 +51,17 @@ class NoiseFloorResult(Result):
     how = """
 The base model is compared with itself on the beginnings of a dozen documents: once in batches as \
 in the run, once with every text alone, unpadded, and its readout in chunks of seven rows. Nothing \
-differs but the order of arithmetic. What each diagnostic then says (the largest of its rows, and \
-of the ends of its interval) is the size below which it cannot be told from noise; such numbers \
-are greyed out.
+differs but the order of arithmetic. Three times what each diagnostic then says (the largest of its rows, \
+and of the ends of its interval) is the size below which it cannot be told from noise, of which \
+another draw may be larger than the one that was seen; such numbers are greyed out.
 
-    floor = max over rows and their ends of |number(base, base in other batches)|
+    floor = 3 · max over rows and their ends of |number(base, base in other batches)|
 
 The rule is ours.
 """.strip()
 
     noise: Number = value("")
-    """Largest size that noise alone gave to the headline figure, in its unit."""
+    """Largest size that noise alone may give to the headline figure, in its unit."""
     times: Number = value("× the noise floor")
     """How often what was measured is as large; infinite where there was no noise at all."""
     measured: str = fact()
@@ -75,7 +78,7 @@ The rule is ours.
         """The floor of the headline number."""
         if not self.measured:
             return "Nothing was measured that noise could be held against."
-        said = f"Noise alone moved {self.measured} by at most {shown(self.noise.value, 2)}"
+        said = f"Noise alone may move {self.measured} by up to {shown(self.noise.value, 2)}"
         if self.times.value == inf:
             return said + ": not at all on this machine."
         return said + f"; what was measured is {multiple(self.times.value)} as large."
@@ -148,7 +151,7 @@ def _sizes(result: Result) -> Iterator[tuple[str, float]]:
         known = numbers[np.isfinite(numbers)]
         # What few texts cannot give has no floor, rather than one of 0.
         if len(known):
-            yield name, float(known.max())
+            yield name, MARGIN * float(known.max())
 
 
 # The gates
