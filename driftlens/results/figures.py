@@ -7,16 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-from html import escape
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
+from .svg import slim, written
 from .visible import visible
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -433,9 +435,10 @@ def svg(figure: "Figure", title: str, description: str, *, name: str = "") -> st
         figure.savefig(page, format="svg", metadata=blank)
     text = re.sub(r"<(metadata|style).*?</\1>\s*", "", page.getvalue(), flags=re.DOTALL)
     text = re.sub(_ILLEGAL, lambda found: visible(found[0]), text[text.index("<svg") :])
-    mark = "f" + sha256("\0".join([name, title, description, text]).encode()).hexdigest()[:10]
-    text = re.sub(r"<[^>]*>", lambda found: _tag(found[0], mark), text)
-    return _described(text, mark, visible(title), visible(description))
+    mark = "f" + sha256("\0".join([name, title, description, text]).encode()).hexdigest()[:8]
+    element = slim(re.sub(r"<[^>]*>", lambda found: _tag(found[0]), text), mark)
+    _describe(element, mark, visible(title), visible(description))
+    return f"{written(element)}\n"
 
 
 def png(figure: "Figure") -> bytes:
@@ -450,24 +453,23 @@ _ILLEGAL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
 """What no XML may hold."""
 
 
-def _tag(text: str, mark: str) -> str:
-    """A tag in the ink and the face of the page, its ids marked so that figures do not meet."""
-    text = text.replace(INK, "currentColor").replace("url(#", f"url(#{mark}-")
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
-    text = re.sub(r' xmlns:xlink="[^"]*"', "", text).replace("xlink:href", "href")
-    return re.sub(r'\b(id="|href="#)', rf"\g<1>{mark}-", text)
+def _tag(text: str) -> str:
+    """A tag in the ink and the face of the page."""
+    text = text.replace(INK, "currentColor")
+    return re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
 
 
-def _described(text: str, mark: str, title: str, description: str) -> str:
-    """The element with a role, a title and a description that readers aloud find."""
-    aria = f'role="img" aria-labelledby="{mark}-title" aria-describedby="{mark}-desc"'
-    told = (
-        f'<title id="{mark}-title">{escape(title)}</title>\n'
-        f'<desc id="{mark}-desc">{escape(description)}</desc>\n'
-    )
-    joins = 'style="stroke-linejoin: round; stroke-linecap: butt"'
-    head, rest = text.split(">", 1)
-    return f"{head.replace('<svg', f'<svg {aria} {joins}', 1)}>\n{told}{rest.strip()}\n"
+def _describe(element: "Element", mark: str, title: str, description: str) -> None:
+    """Give an element a role, a title and a description that readers aloud find."""
+    from xml.etree.ElementTree import Element
+
+    element.set("role", "img")
+    for place, (tag, text) in enumerate({"title": title, "desc": description}.items()):
+        told = Element(tag, {"id": f"{mark}-{tag}"})
+        told.text = text
+        element.insert(place, told)
+    element.set("aria-labelledby", f"{mark}-title")
+    element.set("aria-describedby", f"{mark}-desc")
 
 
 @contextmanager
