@@ -227,8 +227,8 @@ def test_a_gate_that_failed_is_told_beside_the_verdict(tmp_path):
 
 def test_a_long_table_is_cut_and_says_where_the_rest_is(tmp_path):
     page = Page(report(loss(tokens=["a"] * 250)).write(tmp_path / "r").read_text("utf-8"))
-    assert "the first 200 of 250 rows" in page.text
-    assert "50 more rows in tables/test_loss-plain.parquet" in page.text
+    assert "the first 100 of 250 rows" in page.text
+    assert "150 more rows in tables/test_loss-plain.parquet" in page.text
 
 
 def test_reading_gives_the_same_report(folder):

@@ -184,7 +184,7 @@ items (or mean of such), else bits per byte, else the first. mean_change average
         times = 100.0 if share else 1.0
         names = [f"{self.task[r]} ({'group' if self.group[r] else self.metric[r]})" for r in rows]
         figure, panels = figures.panels(2)
-        figure.set_size_inches(figures.WIDTH * 1.25, max(figures.HEIGHT, 0.9 + 0.26 * len(rows)))
+        figure.set_size_inches(figures.WIDE, max(figures.HEIGHT, 0.9 + 0.26 * len(rows)))
         chance = {"chance": times * self.chance[rows]} if share else None
         chance = chance if chance and np.isfinite(chance["chance"]).any() else None
         sides = (times * self.base[rows], times * self.aligned[rows])

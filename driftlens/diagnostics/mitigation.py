@@ -256,7 +256,7 @@ edge; `formulas.spectral`); OGPSA, arXiv 2602.07892 (projection).
         if len(self.method) < 3:
             return None
         figure, (panel,) = figures.panels(1)
-        figure.set_size_inches(figures.WIDTH, 1.6 * figures.HEIGHT)
+        figure.set_size_inches(figures.WIDTH, 1.5 * figures.HEIGHT)
         panel.set(xlabel=f"cost: {self.capability_name}", ylabel=self.alignment_name)
         panel.tick_params(colors=INK, width=0.7)
         front = np.flatnonzero(self.front)
@@ -273,10 +273,7 @@ edge; `formulas.spectral`); OGPSA, arXiv 2602.07892 (projection).
             ring = {"markersize": 15, "markerfacecolor": "none", "markeredgecolor": INK}
             at = self.cost[here], self.alignment[here]
             panel.plot(*at, marker="o", linestyle="none", label="recommended", **ring)
-        # Beside the points, which leave no corner free.
-        with figures._style():
-            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-            panel.legend(**place, fontsize=9, handlelength=1.4)
+        figures.legend(panel)
         return figure
 
     def _draw(

@@ -172,7 +172,7 @@ noise unknown.
                 linewidth=0.7,
             )
         panel.set_ylim(0, 1.05 * heights.sum(0).max() or 1)
-        panel.legend(loc="best", fontsize=9, frameon=False, labelcolor=figures.INK)
+        figures.legend(panel)
         return figure
 
 

@@ -24,6 +24,7 @@ from driftlens.results import (
     shown,
 )
 from driftlens.results import markup as marks
+from driftlens.results.markup import called
 from driftlens.results.visible import visible
 from driftlens.versions import own
 
@@ -32,11 +33,17 @@ if TYPE_CHECKING:
 
     from .report import Report
 
-ROWS = 200
+ROWS = 100
 """Rows of a table that the page shows; the file holds them all."""
+
+LONG = 200
+"""Letters from which a verdict is set smaller."""
 
 HUES = 5
 """Depths of colour of a token."""
+
+TITLE = 600
+"""Letters of what is told of a token."""
 
 OPEN = 2
 """Documents of a text view that stand open."""
@@ -62,6 +69,10 @@ class Section:
     result: Result
     drawing: str
     file: str | None
+
+    def told(self) -> str:
+        """What it is called where it stands beside those of other packs."""
+        return called(self.result)
 
     def numbers(self) -> list[KeyFigure]:
         """The headline figures, then the facts that are numbers."""
@@ -179,13 +190,13 @@ def _document(document: DocumentView, deepest: float, *, opened: bool) -> str:
     return (
         f'<details class="doc"{" open" if opened else ""}>'
         f"<summary>{marks.markup(document.label)}</summary>"
-        f'<p class="text">{tokens}</p></details>\n'
+        f'<p class="text" dir="auto">{tokens}</p></details>\n'
     )
 
 
 def _token(token: TokenView, deepest: float) -> str:
-    seen = marks.verbatim(token.text).replace("⏎</span>", "⏎</span><br>") or _NOTHING
-    told = visible(token.title or f"{shown(token.value, 3)} nats").replace("⏎", "\n")
+    seen = marks.excerpt(token.text).replace("⏎</span>", "⏎</span><br>") or _NOTHING
+    told = visible(token.title or f"{shown(token.value, 3)} nats")[:TITLE].replace("⏎", "\n")
     hue = _hue(token.value, deepest)
     return f'<span class="t {hue}" tabindex="-1" title="{escape(told)}">{seen}</span>'
 
@@ -238,6 +249,13 @@ def _keys(rows: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
+def _placed(svg: str) -> str:
+    """A drawing in the page, which knows how wide it is drawn, to leave its letters legible."""
+    svg = svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
+    width = re.search(r'width="([\d.]+)pt"', svg)
+    return svg.replace('style="', f'style="--width: {width[1]}; ', 1) if width else svg
+
+
 def _tally(checks: Sequence[Check]) -> str:
     words = {"pass": "passed", "warn": "with a warning", "fail": "failed", "skip": "skipped"}
     counts = {status: sum(c.status == status for c in checks) for status in words}
@@ -261,11 +279,9 @@ def _template() -> Any:
     env.filters["prose"] = lambda text: Markup(marks.markup(str(text)))
     env.filters["verbatim"] = lambda text: Markup(marks.verbatim(str(text)))
     env.filters["table"] = lambda result: Markup(marks.table(result, ROWS))
-    env.filters["drawing"] = lambda svg: Markup(
-        svg.replace(' xmlns="http://www.w3.org/2000/svg"', "")
-    )
+    env.filters["drawing"] = lambda svg: Markup(_placed(svg))
     env.filters |= {"text": text, "facts": _facts, "shape": _shape, "line": _line, "keys": _keys}
     env.filters |= {"tally": _tally, "words": lambda name: name.replace("_", " ")}
-    env.globals |= {"STATUS": STATUS, "ROWS": ROWS, "version": own()}
+    env.globals |= {"STATUS": STATUS, "ROWS": ROWS, "LONG": LONG, "version": own()}
     env.globals["css"] = Markup((Path(__file__).with_name("report.css")).read_text("utf-8"))
     return env.get_template("report.html.j2")

@@ -10,6 +10,7 @@ from typing import Any
 
 from driftlens.errors import DriftlensError
 from driftlens.results import Check, Result, figures
+from driftlens.results.markup import called
 from driftlens.results.store import (
     put,
     read_json,
@@ -208,7 +209,7 @@ def _drawn(result: Result, name: str, folder: Path | None) -> str:
     figure = result.figure()
     if figure is None:
         return ""
-    drawing = figures.svg(figure, result.title, result.alt(), name=name)
+    drawing = figures.svg(figure, called(result), result.alt(), name=name)
     if folder:
         (folder / FIGURES).mkdir(exist_ok=True)
         put(folder / FIGURES / f"{name}.svg", drawing.encode())

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from io import BytesIO, StringIO
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
@@ -41,8 +42,17 @@ CASES = (GREEN, ALIGNED, BASE, GREY)
 PLACES = (*CASES[:3], PURPLE, GREY)
 """What groups of points on a plane are told apart by."""
 
-WIDTH, HEIGHT = 7.2, 3.2
-"""Inches of a figure with one panel; the page is about as wide."""
+WIDTH, WIDE, HEIGHT = 7.2, 8.5, 3.2
+"""Inches of a figure with one panel across, or with several; the page is about as wide."""
+
+LETTER, HANDLE = 0.08, 0.42
+"""Inches of a letter, on average, and of what stands before a name and after it."""
+
+LINE, SLANTED = 0.2, 0.17
+"""Inches of a line of a legend, and between slanted names that do not meet."""
+
+SLANT, NAME, ASIDE = 20, 30, 44
+"""Letters of a name that is slanted, in a legend, and beside a panel; the table has them all."""
 
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
@@ -54,6 +64,7 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "font.family": "DejaVu Sans",
     "font.size": 10,
+    "legend.borderpad": 0.2,
     "legend.facecolor": "none",
     "legend.frameon": False,
     "svg.fonttype": "none",
@@ -71,11 +82,9 @@ def panels(count: int, *, columns: int = 2) -> "tuple[Figure, np.ndarray]":
 
     columns = min(count, columns)
     rows = -(-count // columns)
-    height = HEIGHT * (1 if columns == 1 else 0.9) * rows
+    height = HEIGHT * rows
     with _style():
-        figure = Figure(
-            figsize=(WIDTH * (1 if columns == 1 else 1.25), height), layout="constrained"
-        )
+        figure = Figure(figsize=(WIDTH if columns == 1 else WIDE, height), layout="constrained")
         axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for spare in axes[count:]:
         spare.remove()
@@ -110,12 +119,12 @@ def curves(
     size = 4 if len(at) <= 50 else 0
     for (name, y), (colour, stroke, marker) in zip(lines.items(), looks, strict=False):
         style = {"color": colour, "linestyle": stroke, "marker": marker, "markersize": size}
-        panel.plot(at, _finite(y), label=visible(name), linewidth=1.4, **style)
+        panel.plot(at, _finite(y), label=_told(name), linewidth=1.4, **style)
         if bands and name in bands:
             panel.fill_between(at, *map(_finite, bands[name]), color=colour, alpha=0.2, linewidth=0)
     _floor(panel, floor, np.concatenate([_finite(y) for y in lines.values()]))
     if len(lines) > 1 or floor is not None:
-        _legend(panel)
+        legend(panel)
     return panel.figure
 
 
@@ -155,7 +164,7 @@ def bars(
     panel.bar(at, values, color=colours, alpha=0.85, width=0.72)
     if label:
         # A bar of no height, for the first of the others may be grey.
-        panel.bar(at[:1], [0], color=ALIGNED, alpha=0.85, label=visible(label))
+        panel.bar(at[:1], [0], color=ALIGNED, alpha=0.85, label=_told(label))
     if low is not None and high is not None:
         spread = np.clip([values - _finite(low), _finite(high) - values], 0, None)
         panel.errorbar(at, values, spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
@@ -164,10 +173,15 @@ def bars(
     for (name, heights), (colour, marker) in zip(others, MARKS, strict=False):
         style = {"marker": marker, "markersize": 5, "linestyle": "none", "markerfacecolor": "none"}
         panel.plot(
-            at, _finite(heights), color=colour, markeredgewidth=1.4, label=visible(name), **style
+            at,
+            _finite(heights),
+            color=colour,
+            markeredgewidth=1.4,
+            label=_told(name),
+            **style,
         )
     if second or floor is not None:
-        _legend(panel)
+        legend(panel)
     return panel.figure
 
 
@@ -194,9 +208,9 @@ def stacks(
     at, below = _places(panel, list(map(str, labels))), np.zeros(len(labels))
     for (name, heights), colour in zip(parts.items(), colours, strict=False):
         style = {"color": colour, "alpha": 0.85, "width": 0.72}
-        panel.bar(at, heights, bottom=below, label=visible(name), **style)
+        panel.bar(at, heights, bottom=below, label=_told(name), **style)
         below = below + heights
-    _legend_above(panel)
+    legend(panel)
     return panel.figure
 
 
@@ -233,7 +247,7 @@ def pairs(
         style = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
         panel.plot(at, heights, label=name, **style)
     panel.margins(x=0.2)
-    _legend(panel)
+    legend(panel)
     return panel.figure
 
 
@@ -274,9 +288,9 @@ def points(
         mine = groups == group
         if mine.any():
             style = {"linestyle": "none", "marker": marker, "markersize": 5, "alpha": 0.8}
-            panel.plot(x[mine], y[mine], color=colour, label=visible(name), **style)
-    if len(groups):
-        _legend(panel)
+            panel.plot(x[mine], y[mine], color=colour, label=_told(name), **style)
+    if len(set(groups)) > 1:
+        legend(panel)
     return panel.figure
 
 
@@ -310,7 +324,7 @@ def dumbbells(
     ):
         style = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
         panel.plot(_finite(places), at, label=name, **style)
-    _legend_above(panel)
+    legend(panel)
     return panel.figure
 
 
@@ -349,8 +363,8 @@ def forest(
             style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
             bars = {"elinewidth": 1.2, "capsize": 2}
             spread = np.clip(spread, 0, None)
-            panel.errorbar(middle, at[mine], xerr=spread, label=visible(name), **style, **bars)
-    _legend_above(panel)
+            panel.errorbar(middle, at[mine], xerr=spread, label=_told(name), **style, **bars)
+    legend(panel)
     return panel.figure
 
 
@@ -367,7 +381,21 @@ def cross(x: Any, y: Any, *, label: str, on: "Axes") -> None:
     style: dict[str, Any] = {"color": INK, "marker": "D", "markersize": 5, "zorder": 5}
     style |= {"linestyle": "none", "elinewidth": 1.4}
     on.errorbar([x[0]], [y[0]], *np.clip(spread, 0, None)[::-1], label=label, **style)
-    _legend(on)
+    legend(on)
+
+
+def legend(panel: "Axes") -> None:
+    """What the marks of a panel mean, above it: among them it would hide some."""
+    _, names = panel.get_legend_handles_labels()
+    widths = sorted((HANDLE + LETTER * len(name) for name in names), reverse=True)
+    # Columns are as wide as their widest name.
+    fitting = [count for count in range(1, len(names)) if sum(widths[:count]) < _room(panel)]
+    columns = len(names) if sum(widths) < _room(panel) else max(fitting, default=1)
+    _grow(panel, LINE * (-(-len(names) // max(1, columns)) - 1))
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    spaces = {"columnspacing": 1.2, "handlelength": 1.8, "handletextpad": 0.5}
+    with _style():
+        panel.legend(**place, **spaces, ncols=max(1, columns))
 
 
 def legend_below(figure: "Figure", panel: "Axes") -> None:
@@ -376,7 +404,7 @@ def legend_below(figure: "Figure", panel: "Axes") -> None:
     if (legend := panel.get_legend()) is not None:
         legend.remove()
     with _style():
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def heatmap(
@@ -494,7 +522,9 @@ def _drawing(figure: "Figure") -> Any:
 
 def _panel(on: "Axes | None", xlabel: str, ylabel: str) -> Any:
     panel = panels(1)[1][0] if on is None else on
-    panel.set(xlabel=visible(xlabel), ylabel=visible(ylabel))
+    grid, size = panel.get_subplotspec().get_gridspec(), panel.figure.get_size_inches()
+    across, up = (int(size[n] / (grid.ncols, grid.nrows)[n] / LETTER) for n in (0, 1))
+    panel.set(xlabel=_cut(visible(xlabel), across), ylabel=_cut(visible(ylabel), up))
     # Ticks are made when drawn, outside of any style; the axis remembers this for them.
     panel.tick_params(colors=INK, width=0.7)
     return panel
@@ -504,7 +534,10 @@ def _places(panel: "Axes", x: Any) -> np.ndarray:
     """[point] where to draw: x itself, or a place in a row for each name."""
     if not len(x) or not isinstance(x[0], str):
         return np.asarray(x, dtype=float)
-    _names(panel.xaxis, x, 40)
+    _names(panel.xaxis, x, int(_room(panel) / SLANTED))
+    slanted = [label for label in panel.get_xticklabels() if label.get_rotation()]
+    longest = max((len(label.get_text()) for label in slanted), default=0)
+    _grow(panel, 0.7 * LETTER * longest - 3 * LINE)
     return np.arange(len(x))
 
 
@@ -514,14 +547,28 @@ def _finite(values: Any) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.nan)
 
 
+def _told(name: str) -> str:
+    """A name in a legend."""
+    return _cut(visible(name), NAME)
+
+
+def _cut(text: str, room: int) -> str:
+    """The text, or its beginning where it would leave no room for what is drawn."""
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
 def _names(axis: Any, names: Sequence[Any], room: int) -> None:
     """Names at the ticks of an axis, only every n-th where they would not all fit."""
     step = -(-len(names) // room) or 1
-    texts = [visible(str(name), spaces=True) for name in names]
-    texts = [text if text.strip(" ") else "␣" * len(text) for text in texts]
-    long = axis.axis_name == "x" and max(map(len, texts)) * len(texts[::step]) > 90
-    turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
-    axis.set_ticks(range(0, len(names), step), texts[::step], **turn)
+    texts = [_cut(visible(str(name), spaces=True), ASIDE) for name in names]
+    texts = [text if text.strip(" ") else "␣" * len(text) for text in texts][::step]
+    letters = _room(axis.axes) / LETTER / max(1, len(texts))
+    meet = any((len(one) + len(other)) / 2 + 1 > letters for one, other in pairwise([*texts, ""]))
+    turn = {}
+    if axis.axis_name == "x" and meet:
+        texts = [_cut(text, SLANT) for text in texts]
+        turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_ticks(range(0, len(names), step), texts, **turn)
 
 
 def _rows(panel: Any, labels: Sequence[Any]) -> np.ndarray:
@@ -542,17 +589,18 @@ def _floor(panel: "Axes", floor: float | None, heights: np.ndarray) -> None:
         panel.axhspan(*band, color=GREY, alpha=0.25, linewidth=0, label="noise floor", zorder=0)
 
 
-def _legend(panel: "Axes") -> None:
-    with _style():
-        panel.legend(loc="best", fontsize=9)
+def _grow(panel: "Axes", inches: float) -> None:
+    """Make a figure so much higher in each of its rows that what is around a panel has room."""
+    rows = panel.get_subplotspec().get_gridspec().nrows
+    height = max(panel.figure.get_figheight(), rows * (HEIGHT + inches))
+    panel.figure.set_figheight(height)
 
 
-def _legend_above(panel: "Axes") -> None:
-    """Where what is drawn leaves no room among it."""
-    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-    count = len(panel.get_legend_handles_labels()[0])
-    with _style():
-        panel.legend(**place, ncols=max(1, count), fontsize=9)
+def _room(panel: "Axes") -> float:
+    """Inches that a panel is about wide."""
+    count = panel.get_subplotspec().get_gridspec().ncols
+    names = getattr(panel.yaxis.get_major_formatter(), "seq", ()) or ["0.000"]
+    return panel.figure.get_figwidth() / count - 0.4 - LETTER * max(map(len, names))
 
 
 def _diverging() -> Any:

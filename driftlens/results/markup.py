@@ -1,5 +1,6 @@
 """Text from outside as safe markup: everything escaped once, what is invisible shown."""
 
+import re
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,27 @@ if TYPE_CHECKING:
 
 
 def markup(text: str) -> str:
-    """Prose as HTML, in which what had to be spelt out stands in a box."""
-    return visible(escape(text), _BOX)
+    """Prose as HTML, in which what had to be spelt out stands in a box.
+
+    What is written from right to left is kept from turning the words and numbers around it.
+    """
+    return _LEFTWARD.sub(r"<bdi>\g<0></bdi>", visible(escape(text), _BOX))
 
 
 def verbatim(text: str) -> str:
     """A token or another exact string as HTML; its spaces are spelt out as well."""
     return visible(escape(text), _BOX, spaces=True)
+
+
+def excerpt(text: str) -> str:
+    """An exact string as HTML, and no more of it than anyone reads."""
+    rest = len(text) - LETTERS
+    return verbatim(text[:LETTERS]) + (f"<i>… and {shown(rest)} more</i>" if rest > 0 else "")
+
+
+def called(result: "Result") -> str:
+    """What a result is called among those of other packs."""
+    return f"{result.title}, {result.pack}" if result.pack else result.title
 
 
 def table(result: "Result", rows: int) -> str:
@@ -31,7 +46,7 @@ def table(result: "Result", rows: int) -> str:
         for row in range(min(rows, result.rows()))
     )
     return (
-        f"<table><caption>{markup(result.title)}: {_extent(result.rows(), rows)}</caption>\n"
+        f"<table><caption>{markup(called(result))}: {_extent(result.rows(), rows)}</caption>\n"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody></table>"
     )
 
@@ -59,7 +74,7 @@ def _cell(result: "Result", name: str, row: int) -> str:
     """A cell of the table, greyed where its number drowns in the noise."""
     what = result.columns()[name][row]
     if isinstance(what, str):
-        return f'<td class="s">{verbatim(what) or "<i>empty</i>"}</td>'
+        return f'<td class="s">{excerpt(what) or "<i>empty</i>"}</td>'
     if what is None:
         return '<td class="s"></td>'
     if isinstance(what, np.bool_):
@@ -73,5 +88,12 @@ def _extent(total: int, rows: int) -> str:
     counted = f"{total} {'row' if total == 1 else 'rows'}"
     return f"the first {rows} of {counted}" if total > rows else counted
 
+
+LETTERS = 300
+"""Letters of a string in a cell or a token; the file has them all."""
+
+_LETTER = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+_LEFTWARD = re.compile(rf"{_LETTER}+(?:[\s,;:.!?\"'-]*{_LETTER}+)*")
+"""Hebrew, Arabic and the others that are written from right to left."""
 
 _BOX = '<span class="c">{}</span>'
