@@ -256,6 +256,12 @@ def _placed(svg: str) -> str:
     return svg.replace('style="', f'style="--width: {width[1]}; ', 1) if width else svg
 
 
+def _told(paragraph: str) -> str:
+    """A paragraph of how it was measured, with its *stress* and its `names` set apart."""
+    text = re.sub(r"\*(\w[^*]*\w)\*", r"<em>\1</em>", marks.markup(paragraph))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+
+
 def _tally(checks: Sequence[Check]) -> str:
     words = {"pass": "passed", "warn": "with a warning", "fail": "failed", "skip": "skipped"}
     counts = {status: sum(c.status == status for c in checks) for status in words}
@@ -277,6 +283,7 @@ def _template() -> Any:
     )
     # What these give is markup already; autoescape would escape it a second time.
     env.filters["prose"] = lambda text: Markup(marks.markup(str(text)))
+    env.filters["told"] = lambda text: Markup(_told(text))
     env.filters["verbatim"] = lambda text: Markup(marks.verbatim(str(text)))
     env.filters["table"] = lambda result: Markup(marks.table(result, ROWS))
     env.filters["drawing"] = lambda svg: Markup(_placed(svg))

@@ -45,10 +45,13 @@ PLACES = (*CASES[:3], PURPLE, GREY)
 WIDTH, WIDE, HEIGHT = 7.2, 8.5, 3.2
 """Inches of a figure with one panel across, or with several; the page is about as wide."""
 
+CLOUD = 2000
+"""Points from which a plane is drawn in pixels, not one by one."""
+
 LETTER, HANDLE = 0.08, 0.42
 """Inches of a letter, on average, and of what stands before a name and after it."""
 
-LINE, SLANTED = 0.2, 0.17
+LINE, SLANTED = 0.2, 0.21
 """Inches of a line of a legend, and between slanted names that do not meet."""
 
 SLANT, NAME, ASIDE = 20, 30, 44
@@ -288,6 +291,7 @@ def points(
         mine = groups == group
         if mine.any():
             style = {"linestyle": "none", "marker": marker, "markersize": 5, "alpha": 0.8}
+            style["rasterized"] = len(x) > CLOUD
             panel.plot(x[mine], y[mine], color=colour, label=_told(name), **style)
     if len(set(groups)) > 1:
         legend(panel)
@@ -460,7 +464,7 @@ def svg(figure: "Figure", title: str, description: str, *, name: str = "") -> st
     page = StringIO()
     blank = dict.fromkeys(["Date", "Creator", "Format", "Type"])
     with _drawing(figure):
-        figure.savefig(page, format="svg", metadata=blank)
+        figure.savefig(page, format="svg", metadata=blank, dpi=160)
     text = re.sub(r"<(metadata|style).*?</\1>\s*", "", page.getvalue(), flags=re.DOTALL)
     text = re.sub(_ILLEGAL, lambda found: visible(found[0]), text[text.index("<svg") :])
     mark = "f" + sha256("\0".join([name, title, description, text]).encode()).hexdigest()[:8]
@@ -561,14 +565,23 @@ def _names(axis: Any, names: Sequence[Any], room: int) -> None:
     """Names at the ticks of an axis, only every n-th where they would not all fit."""
     step = -(-len(names) // room) or 1
     texts = [_cut(visible(str(name), spaces=True), ASIDE) for name in names]
-    texts = [text if text.strip(" ") else "␣" * len(text) for text in texts][::step]
+    texts = [text if text.strip(" ") else "␣" * len(text) for text in texts]
+    across = axis.axis_name == "x"
+    # Whoever reads one number of a block knows the next; other names are slanted instead.
+    counted = sum(text.isdigit() for text in texts) >= max(3, len(texts) - 2)
+    while across and counted and step < len(texts) and _meet(axis, texts[::step]):
+        step += 1
+    texts = texts[::step]
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    turned = across and _meet(axis, texts)
+    texts = [_cut(text, SLANT) for text in texts] if turned else texts
+    axis.set_ticks(range(0, len(names), step), texts, **(slanted if turned else {}))
+
+
+def _meet(axis: Any, texts: Sequence[str]) -> bool:
+    """Whether names that lie side by side would touch."""
     letters = _room(axis.axes) / LETTER / max(1, len(texts))
-    meet = any((len(one) + len(other)) / 2 + 1 > letters for one, other in pairwise([*texts, ""]))
-    turn = {}
-    if axis.axis_name == "x" and meet:
-        texts = [_cut(text, SLANT) for text in texts]
-        turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_ticks(range(0, len(names), step), texts, **turn)
+    return any((len(one) + len(other)) / 2 + 1 > letters for one, other in pairwise([*texts, ""]))
 
 
 def _rows(panel: Any, labels: Sequence[Any]) -> np.ndarray:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 def markup(text: str) -> str:
     """Prose as HTML, in which what had to be spelt out stands in a box.
 
-    What is written from right to left is kept from turning the words and numbers around it.
+    What is written from right to left is kept from turning the words and numbers around it, and
+    of what is no word any more only the beginning is told.
     """
+    text = _ENDLESS.sub(r"\1…", text)
     return _LEFTWARD.sub(r"<bdi>\g<0></bdi>", visible(escape(text), _BOX))
 
 
@@ -91,6 +93,8 @@ def _extent(total: int, rows: int) -> str:
 
 LETTERS = 300
 """Letters of a string in a cell or a token; the file has them all."""
+
+_ENDLESS = re.compile(rf"(\S{{{LETTERS}}})\S+")
 
 _LETTER = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
 _LEFTWARD = re.compile(rf"{_LETTER}+(?:[\s,;:.!?\"'-]*{_LETTER}+)*")

@@ -2,6 +2,9 @@
 
 from unicodedata import category
 
+STACK = 6
+"""Accents on one letter that are drawn; more would cover the lines above and below."""
+
 
 def visible(text: str, mark: str = "{}", *, spaces: bool = False) -> str:
     """The text with every control, direction and surrogate character spelt out.
@@ -12,12 +15,13 @@ def visible(text: str, mark: str = "{}", *, spaces: bool = False) -> str:
         spaces: Whether to spell out the spaces that are no plain space, too.
     """
     hidden = _HIDDEN | {"Zs"} if spaces else _HIDDEN
-    return "".join(
-        mark.format(_spelt(character))
-        if character != " " and category(character) in hidden
-        else character
-        for character in text
-    )
+    parts, stacked = [], 0
+    for character in text:
+        kind = category(character)
+        stacked = stacked + 1 if kind in ("Mn", "Me") else 0
+        spelt = stacked > STACK or (kind in hidden and character != " ")
+        parts.append(mark.format(_spelt(character)) if spelt else character)
+    return "".join(parts)
 
 
 def _spelt(character: str) -> str:
