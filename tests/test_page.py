@@ -1,6 +1,8 @@
 """The page in a real browser: what eyes, ears, keys, paper and hostile texts find there."""
 
+import json
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -8,6 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+import nets
+from driftlens import comparison, series
+from driftlens.diagnostics import Polarity, Ranking, overview
+from driftlens.diagnostics.retention import Retention
+from driftlens.metric import measure
+from driftlens.packs import Pack
 from driftlens.report import Report
 from driftlens.results import (
     Check,
@@ -21,6 +29,8 @@ from driftlens.results import (
     figures,
     value,
 )
+from driftlens.results.result import kinds
+from driftlens.steer import selection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 """What a browser may be called; Debian's is the first."""
@@ -124,6 +134,44 @@ def browser():
         browser.close()
 
 
+def everything(folder):
+    """A report that holds every kind of result there is, each as it is found, not made up."""
+    import test_compare
+    import test_evals
+    import test_faithfulness
+    import test_laws
+    import test_mitigation
+    import test_retention
+    import test_series
+    import test_study
+
+    pair, pack = test_laws.pair(), test_laws.pack
+    found = []
+    for kind, metrics in test_laws.METRICS.items():
+        found += measure(pair, pack(kind), [make() for make in metrics], rows=2, length=24)
+    pairs = pack("preference").examples
+    rated = [replace(one, reward=float(n % 3)) for n, one in enumerate(pairs)]
+    found += measure(pair, Pack("rated", "preference", rated), [Ranking()])
+    few = {"layers": {1}, "folds": 2, "restarts": 2, "steps": 20}
+    found += measure(pair, pack("contrast"), [Polarity(**few, published=True)])
+    found += measure(test_retention.pair(), test_retention.pack(), [Retention(shuffles=9)])
+    found += [test_faithfulness.faithfulness(test_faithfulness.planted())]
+    found += [test_evals.capability(*test_evals.evaluations(test_evals.both()))]
+    found += test_mitigation.whole()[1].results
+    found += test_study.studied().results
+    asked = Pack.load("guarded"), Pack.load("guarded-choices")
+    found.append(selection.select(test_study.demo(), *asked, 1, depth=1.0))
+    later = nets.moved(deepcopy(pair.aligned.net), 0.1, 2)
+    models = [pair.base.net, pair.aligned.net, later]
+    found += series.examine(models, [test_series.TEXT], **test_series.TOKENIZER).results
+    runs = [
+        test_compare.written(folder / name, two, test_compare.PACK)
+        for name, two in zip(("one", "other"), test_compare.pairs(), strict=True)
+    ]
+    found.append(comparison.compare(comparison.read(runs)).result)
+    return Report("everything", [*overview(found), *found])
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """The page of each report, by its name, written when it is first asked for."""
@@ -131,20 +179,28 @@ def written(tmp_path_factory):
     @cache
     def write(name):
         folder = tmp_path_factory.mktemp(name)
-        return PAGES[name]().write(folder / "it")
+        return PAGES[name](folder).write(folder / "it")
 
     return write
 
 
 PAGES = {
-    "plain": lambda: report(["plain", "stories", "facts"]),
-    "hostile": lambda: report(HOSTILE),
+    "plain": lambda _: report(["plain", "stories", "facts"]),
+    "hostile": lambda _: report(HOSTILE),
+    "everything": everything,
 }
 
 
-@pytest.fixture(params=PAGES)
+@pytest.fixture(params=nets.some(PAGES, ["plain", "hostile"]))
 def file(request, written):
     return written(request.param)
+
+
+@pytest.mark.slow
+def test_the_page_of_everything_holds_every_kind_of_result_that_driftlens_has(written):
+    record = json.loads(written("everything").with_name("results.json").read_text())
+    ours = {name for name, kind in kinds().items() if kind.__module__.startswith("driftlens.")}
+    assert ours == {one["kind"] for one in record["results"]}
 
 
 class Open:
