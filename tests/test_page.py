@@ -169,7 +169,8 @@ def everything(folder):
         for name, two in zip(("one", "other"), test_compare.pairs(), strict=True)
     ]
     found.append(comparison.compare(comparison.read(runs)).result)
-    return Report("everything", [*overview(found), *found])
+    once = {(one.kind, one.pack): one for one in reversed([*overview(found), *found])}
+    return Report("everything", list(once.values())[::-1])
 
 
 @pytest.fixture(scope="module")
