@@ -12,7 +12,17 @@ import pytest
 
 import nets
 from driftlens import comparison, series
-from driftlens.diagnostics import Polarity, Ranking, overview
+from driftlens.diagnostics import (
+    Drift,
+    Forgetting,
+    Lens,
+    Polarity,
+    Ranking,
+    ShiftedTokens,
+    TokenForgetting,
+    WeightChange,
+    overview,
+)
 from driftlens.diagnostics.retention import Retention
 from driftlens.metric import measure
 from driftlens.packs import Pack
@@ -456,3 +466,43 @@ def test_where_colours_are_forced_the_sign_of_a_token_is_still_seen(browser, wri
     assert styles == {
         f"{sign}{n}": line for sign, line in (("w", "solid"), ("b", "dotted")) for n in (1, 3, 5)
     }
+
+
+KB = 1024
+
+
+def test_a_page_grows_with_what_was_found_and_not_with_what_was_looked_at(tmp_path):
+    few, many = (
+        Report("t", [shown("p", [f"word {n}" for n in range(500)], rows=rows)]).write(
+            tmp_path / str(rows)
+        )
+        for rows in (200, 20_000)
+    )
+    assert abs(many.stat().st_size - few.stat().st_size) < 2 * KB
+    assert "19900 more rows" in many.read_text().replace("\u202f", "")
+
+
+def test_a_cloud_of_points_is_drawn_in_pixels_and_a_few_one_by_one():
+    def drawn(count):
+        x = np.random.default_rng(0).normal(size=(2, count))
+        names = {"a": "A", "b": "B"}
+        groups = np.resize(["a", "b"], count)
+        return figures.svg(figures.points(*x, groups, names=names, xlabel="", ylabel=""), "T", "D")
+
+    assert drawn(1000).count("<use") > 1000
+    cloud = drawn(50_000)
+    assert "<image" in cloud
+    assert len(cloud) < 300 * KB
+
+
+@pytest.mark.slow
+def test_a_report_of_32_blocks_on_1000_documents_is_a_small_page(tmp_path):
+    words = sorted({word for text in nets.TEXTS for word in text.split()})
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(words, 12)) for _ in range(1000)]
+    deep = nets.pair("llama", num_hidden_layers=32)
+    metrics = [Drift(), Lens(), Forgetting(), TokenForgetting(), ShiftedTokens(), WeightChange()]
+    found = measure(deep, nets.pack(texts), metrics)
+    file = Report("deep", found).write(tmp_path / "r", formats={"html", "parquet"})
+    # About a quarter of the bytes of a whole report, which takes long and may have 15 MB.
+    assert file.stat().st_size < 600 * KB

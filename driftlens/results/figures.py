@@ -525,7 +525,7 @@ def _drawing(figure: "Figure") -> Any:
 
 
 def _panel(on: "Axes | None", xlabel: str, ylabel: str) -> Any:
-    panel = panels(1)[1][0] if on is None else on
+    panel: Any = panels(1)[1][0] if on is None else on
     grid, size = panel.get_subplotspec().get_gridspec(), panel.figure.get_size_inches()
     across, up = (int(size[n] / (grid.ncols, grid.nrows)[n] / LETTER) for n in (0, 1))
     panel.set(xlabel=_cut(visible(xlabel), across), ylabel=_cut(visible(ylabel), up))
@@ -602,14 +602,14 @@ def _floor(panel: "Axes", floor: float | None, heights: np.ndarray) -> None:
         panel.axhspan(*band, color=GREY, alpha=0.25, linewidth=0, label="noise floor", zorder=0)
 
 
-def _grow(panel: "Axes", inches: float) -> None:
+def _grow(panel: Any, inches: float) -> None:
     """Make a figure so much higher in each of its rows that what is around a panel has room."""
     rows = panel.get_subplotspec().get_gridspec().nrows
     height = max(panel.figure.get_figheight(), rows * (HEIGHT + inches))
     panel.figure.set_figheight(height)
 
 
-def _room(panel: "Axes") -> float:
+def _room(panel: Any) -> float:
     """Inches that a panel is about wide."""
     count = panel.get_subplotspec().get_gridspec().ncols
     names = getattr(panel.yaxis.get_major_formatter(), "seq", ()) or ["0.000"]
