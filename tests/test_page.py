@@ -48,7 +48,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 PHONE, TABLET, DESK, PAPER = 360, 768, 1280, 688
 """Widths in CSS pixels; of paper, what A4 leaves between its margins."""
 
-LEAST, FAINTEST = 11.9, 4.5
+LEAST, FAINTEST = 11.7, 4.5
 """The smallest letters, in CSS pixels, and the least contrast of text with what is behind it."""
 
 LONG = "w" * 10_000
