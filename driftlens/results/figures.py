@@ -397,9 +397,9 @@ def legend(panel: "Axes") -> None:
     columns = len(names) if sum(widths) < _room(panel) else max(fitting, default=1)
     _grow(panel, LINE * (-(-len(names) // max(1, columns)) - 1))
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-    spaces = {"columnspacing": 1.2, "handlelength": 1.8, "handletextpad": 0.5}
+    place |= {"columnspacing": 1.2, "handlelength": 1.8, "handletextpad": 0.5}
     with _style():
-        panel.legend(**place, **spaces, ncols=max(1, columns))
+        panel.legend(**place, ncols=max(1, columns))
 
 
 def legend_below(figure: "Figure", panel: "Axes") -> None:
