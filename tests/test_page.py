@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,9 @@ from driftlens.steer import selection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 """What a browser may be called; Debian's is the first."""
+
+KEPT = Path(__file__).parents[1] / "reports/demo/index.html"
+"""The report of the demo pair that is kept."""
 
 PHONE, TABLET, DESK, PAPER = 360, 768, 1280, 688
 """Widths in CSS pixels; of paper, what A4 leaves between its margins."""
@@ -493,6 +497,11 @@ def test_a_cloud_of_points_is_drawn_in_pixels_and_a_few_one_by_one():
     cloud = drawn(50_000)
     assert "<image" in cloud
     assert len(cloud) < 300 * KB
+
+
+@pytest.mark.skipif(not KEPT.exists(), reason="reports/demo is not in this copy")
+def test_the_page_of_the_demo_can_be_mailed():
+    assert KEPT.stat().st_size < 2000 * KB
 
 
 @pytest.mark.slow
