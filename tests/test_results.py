@@ -25,6 +25,7 @@ from driftlens.results import (
     value,
 )
 from driftlens.results.markup import markup, verbatim
+from driftlens.results.svg import slim, written
 
 HOSTILE = ["<script>alert(1)</script>", "\u202eevil", "\x00", "\x1b[31m", "\ud800", "{{7*7}}"]
 
@@ -341,3 +342,22 @@ def test_a_heatmap_grows_with_the_names_that_it_is_to_have_room_for():
 def test_panels_beyond_the_count_are_not_drawn():
     figure, axes = figures.panels(3)
     assert len(axes) == len(figure.axes) == 3
+
+
+def test_a_drawing_is_rid_of_what_nobody_sees_and_nothing_else():
+    drawing = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">
+    <g id="axes_1"><g id="patch_1"><path d="M 0 0 L 9 9" style="fill: none"/></g>
+    <defs><path id="mark" d="M 0 0 L 1 1" style="stroke: #0072b2"/></defs>
+    <use xlink:href="#mark" x="1.00049" y="-0.0001" style="fill: #d55e00; stroke: #0072b2"/>
+    <use xlink:href="#mark" x="2.5" y="3" style="fill: #d55e00; stroke: #0072b2"/>
+    <path d="M 1 2 L 3.14159 4 z" style="fill: #009e73; opacity: 0.5"/>
+    <path d="M 5 6 L 7 8 z" style="fill: #009e73; opacity: 0.5"/>
+    <text style="fill: currentColor; text-anchor: start" transform="rotate(-0 1 1)">a  b</text>
+    </g></svg>"""
+    root = slim(drawing, "m")
+    assert written(root).split(">", 1)[1] == (
+        '<defs><path d="M0 0L1 1" stroke="#0072b2" id="m-0"/></defs>'
+        '<g fill="#d55e00"><use href="#m-0" x="1" y="0"/><use href="#m-0" x="2.5" y="3"/></g>'
+        '<g fill="#009e73"><path d="M1 2L3.14 4z" opacity="0.5"/>'
+        '<path d="M5 6L7 8z" opacity="0.5"/></g><text>a  b</text></svg>'
+    )

@@ -79,7 +79,7 @@ def _bare(name: str) -> str:
 
 
 def _rounded(places: str) -> str:
-    places = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", places)
+    places = re.sub(r"-?\d+\.\d+", lambda found: f"{round(float(found[0]), 2) + 0.0:.2f}", places)
     places = re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", places)
     places = re.sub(r"\.(?=\D|$)", "", places)
     return re.sub(r"\s*\b([MLQCz])\b\s*|\s*\n\s*", r"\1", places).strip()
