@@ -35,7 +35,7 @@ from .models.memory import available
 from .models.tokens import Encoder, Window
 from .packs import Pack
 from .partial import Done, States
-from .results import Result
+from .results import Result, Results
 
 R = TypeVar("R", bound=Result)
 
@@ -158,7 +158,7 @@ def measure(
     search: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
-) -> list[Result]:
+) -> Results:
     """Show `pack` to both models once, and give every metric what it wants to see.
 
     A metric that asks for it is shown the pack again; no checkpoint is kept of that.
@@ -183,7 +183,8 @@ def measure(
         checkpoint: Where to keep what is done, and to take it up from.
 
     Returns:
-        The metrics' results, in their order, each with those beside it.
+        The metrics' results, in their order, each with those beside it; a list, of which each is
+        also found by its kind.
 
     Raises:
         DriftlensError: A metric cannot be taken of such a pair or pack, a model's numbers are
@@ -202,7 +203,7 @@ def measure(
         while left := [metric for metric in left if metric.again()]:
             _pass(pair, encoder, left, budget, progress)
     results = [one for metric in metrics for one in (metric.compute(), *metric.beside())]
-    return [replace(result, pack=pack.name) for result in results]
+    return Results(replace(result, pack=pack.name) for result in results)
 
 
 def even_part(

@@ -6,19 +6,22 @@ shown, and tells of every pair what is wrong with it. No model.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import demo
 from .errors import DriftlensError
-from .packs import ANSWERS, Example, Pack, checked, named, number, share, string, table, wrong
+from .packs import ANSWERS, Example, Pack, Row, checked, named, number, share, string, table, wrong
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 DEMO = "demo:pairs"
 """What names the pairs that the demo's aligned model was trained on."""
@@ -152,7 +155,20 @@ class Preferences:
         """
         file = str(file)
         name = name or (file if file == DEMO else named(file))
-        rows = _of_demo() if file == DEMO else table(file)
+        return cls._of_rows(name, _of_demo() if file == DEMO else table(file))
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]], name: str = "given") -> "Preferences":
+        """The pairs that rows in TRL's schema hold: a list of them, or a dataset.
+
+        Raises:
+            DriftlensError: As of `read`.
+        """
+        found = [(f"row {number} of {name}", dict(row)) for number, row in enumerate(rows, 1)]
+        return cls._of_rows(name, found)
+
+    @classmethod
+    def _of_rows(cls, name: str, rows: Sequence[Row]) -> "Preferences":
         pairs = [_preference(number, *row) for number, row in enumerate(rows)]
         if all(pair.chosen == pair.rejected for pair in pairs):
             raise DriftlensError(
@@ -161,6 +177,15 @@ class Preferences:
                 remedy="Give a file with one pair a line: prompt, chosen, rejected.",
             )
         return cls(name, tuple(pairs))
+
+    def __repr__(self) -> str:
+        return f"<Preferences {self.name}: {len(self.pairs)} pairs>"
+
+    def table(self) -> "DataFrame":
+        """The rows as they were read, a pair a row."""
+        from pandas import DataFrame
+
+        return DataFrame([dict(pair.record) for pair in self.pairs])
 
     def limit(self, count: int | None) -> "Preferences":
         """The first `count` pairs."""

@@ -23,7 +23,7 @@ from .models.gradients import trainable
 from .models.hybrid import plain
 from .packs import Example, Pack
 from .preferences import FAULTS, Fault, Preferences
-from .results import Check, Result
+from .results import Check, Findings, Results
 
 PROTECTED = "everyday"
 """The shipped pack that stands for what a model can, where none is named."""
@@ -57,8 +57,8 @@ class Options:
     """Numbers of pairs of which to map what the answers' tokens have in common."""
 
 
-@dataclass(frozen=True)
-class Preflight:
+@dataclass(frozen=True, repr=False)
+class Preflight(Findings):
     """What was found of a preference set and a model."""
 
     pack: Pack
@@ -67,12 +67,12 @@ class Preflight:
     """What is wrong with pairs, those that were left out among them."""
     checks: Sequence[Check]
     """The gates."""
-    results: Sequence[Result]
+    results: Results
     """What was measured, in the order in which it is read."""
 
     def safe(self, preferences: Preferences) -> list[Mapping[str, Any]]:
         """The records of the pairs that would move as meant, as they were read."""
-        found = next(r for r in self.results if r.kind == "entanglement").columns()
+        found = self.results["entanglement"].columns()
         good = set(found["pair"][found["case"] == "ideal"].tolist())
         return [pair.record for pair in preferences.pairs if pair.number in good]
 
@@ -136,7 +136,8 @@ def check(
     facts, position, pairs, first, layers, *rest = results
     notes = [*_of_reference(pair, options.loss), *_of_ends(model.tokenizer, preferences, options)]
     pairs = replace(pairs, notes=(*notes, *pairs.notes))
-    return Preflight(pack, faults, checks, [pairs, first, facts, layers, position, *rest])
+    found = Results([pairs, first, facts, layers, position, *rest])
+    return Preflight(pack, faults, checks, found)
 
 
 def _check_alike(pair: ModelPair, pack: Pack, context: int) -> None:

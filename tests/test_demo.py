@@ -373,3 +373,17 @@ def test_dpo_begins_at_the_logarithm_of_two():
     net, tokenizer = shipped("sft")
     batch = next(train.dpo_batches(tokenizer, pairs()))
     assert train.dpo_loss(net)(net, batch).item() == pytest.approx(0.6931472, abs=1e-6)
+
+
+def test_a_pair_is_told_in_a_line_and_loaded_without_a_bar_where_nobody_watches(capfd):
+    from transformers.utils import logging
+
+    from driftlens.models import ModelPair
+
+    shown = logging.is_progress_bar_enabled()
+    pair = ModelPair.load("demo:base", "demo:aligned")
+    assert repr(pair) == "<ModelPair demo:base → demo:aligned: 6 blocks of width 128>"
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled() == shown
+    live = ModelPair.load(pair.base.net, pair.base.net, tokenizer=pair.base.tokenizer)
+    assert repr(live) == "<ModelPair stages/base: 6 blocks of width 128>"

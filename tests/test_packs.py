@@ -757,3 +757,39 @@ def test_choices_ask_for_what_is_right_or_for_who_agrees(tmp_path):
         assert [example.asks for example in pack.examples] == [asks]
     assert {example.asks for example in Pack.load("quiz").examples} == {"right"}
     assert {example.asks for example in Pack.load("refusal-choices").examples} == {"agree"}
+
+
+def test_what_is_at_hand_is_a_pack_without_a_file():
+    texts = Pack.of(["One.", "Two."], "mine")
+    assert (texts.name, texts.kind) == ("mine", "text")
+    assert [example.text for example in texts.examples] == ["One.", "Two."]
+    triple = {"stereotype": "A.", "anti_stereotype": "B.", "unrelated": "C."}
+    assert [e.role for e in Pack.of([triple]).examples] == list(triple)
+
+
+def test_rows_at_hand_may_bring_what_a_card_would_say():
+    polarities = ("positive", "negative")
+    rows = [
+        {"pair_id": n, "polarity": p, "statement": f"{p} {n}"}
+        for n in range(10)
+        for p in polarities
+    ]
+    asked = Pack.of(rows, card={"forms": [["asked", "{}? Yes", "{}? No"]]})
+    assert asked.examples[0].text == "positive 0? Yes"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [([], "without any"), ([{"text": 3}], "row 1 of given"), ([{"other": "x"}], "row 1 of given")],
+)
+def test_rows_at_hand_are_refused_as_those_of_a_file(rows, told):
+    with pytest.raises(DriftlensError, match=told):
+        Pack.of(rows)
+
+
+def test_a_pack_shows_what_is_asked_and_is_printed_in_a_line():
+    pack = Pack("mine", "text", [Example("One.", topic="a"), Example("Two.", (0, 3))])
+    assert repr(pack) == "<Pack mine: 2 examples of kind text>"
+    table = pack.table()
+    assert table.columns.tolist() == ["text", "scored", "topic"]
+    assert table.text.tolist() == ["One.", "Two."]

@@ -530,3 +530,16 @@ def test_a_pack_of_pairs_can_be_kept_as_a_folder(tmp_path):
     ]
     (place / "examples.jsonl").write_bytes(lines(*rows))
     assert Pack.load(place).sha256 == pack.sha256
+
+
+def test_pairs_at_hand_are_read_as_those_of_a_file(tmp_path):
+    rows = [{"prompt": "P", "chosen": " a", "rejected": " b"}] * 2
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    mine, theirs = Preferences.of(rows, "mine"), Preferences.read(file)
+    assert mine.name == theirs.name
+    assert [p.chosen for p in mine.pairs] == [p.chosen for p in theirs.pairs]
+    assert mine.table().to_dict("records") == rows
+    assert repr(mine) == "<Preferences mine: 2 pairs>"
+    with pytest.raises(DriftlensError, match="row 1 of given"):
+        Preferences.of([{"prompt": "P", "chosen": " a"}])

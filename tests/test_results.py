@@ -2,6 +2,7 @@
 
 import json
 import re
+from base64 import b64decode
 from dataclasses import dataclass
 from math import inf, isnan, nan
 from xml.etree import ElementTree
@@ -12,8 +13,11 @@ import pytest
 import nets
 from driftlens.errors import DriftlensError
 from driftlens.results import (
+    Check,
     Estimate,
+    Findings,
     Result,
+    Results,
     column,
     fact,
     figures,
@@ -247,8 +251,80 @@ def test_a_cell_of_a_notebook_shows_sentence_figure_and_ten_rows():
     assert cell.count("<tr>") == 11
     assert "the first 10 of 30 rows" in cell
     assert "<b>" not in cell
-    assert "<svg" in cell
-    assert "<svg" not in Bare(1)._repr_html_()
+    picture = re.search(r'<img alt="([^"]*)" width="720" src="data:image/png;base64,(.*?)">', cell)
+    assert picture[1].startswith("Rise ")
+    assert b64decode(picture[2]).startswith(b"\x89PNG")
+    assert "<img" not in Bare(1)._repr_html_()
+
+
+def test_a_cell_tells_what_a_reader_must_know():
+    assert "<li>Two of &lt;three&gt;.</li>" in rise(notes=("Two of <three>.",))._repr_html_()
+
+
+def test_a_result_is_printed_as_its_sentence_whatever_arrays_it_holds():
+    assert repr(rise(rise=0.42, pack="mine")) == "<Rise on mine: Rise 0.42 nats/token.>"
+    assert repr(Bare(1)) == "<Bare: Total 1 nats.>"
+
+
+def test_results_are_found_by_place_by_kind_and_by_pack():
+    one, two, three = rise(pack="a"), rise(pack="b"), Bare(1)
+    found = Results([one, two, three])
+    assert found == [one, two, three]
+    assert found[1] is two
+    assert found["test_bare"] is three
+    assert found["test_rise", "b"] is two
+    assert found[:2] == [one, two]
+    assert found[1:]["test_rise"] is two
+    assert repr(found) == "\n".join(map(repr, [one, two, three]))
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("test_rise", "2, on a, b"),
+        ("other", "test_rise, test_bare"),
+        (("test_rise", "c"), "test_rise, test_bare"),
+    ],
+)
+def test_a_kind_that_does_not_name_one_result_is_refused(key, told):
+    with pytest.raises(DriftlensError, match="of kind") as refused:
+        Results([rise(pack="a"), rise(pack="b"), Bare(1)])[key]
+    assert told in str(refused.value)
+
+
+def test_findings_show_a_line_for_each_result_and_what_the_gates_have_against_them():
+    @dataclass(frozen=True, repr=False)
+    class Study(Findings):
+        results: Results
+        checks: tuple = ()
+
+    checks = (Check("dtype", "warn", "<half>"), Check("tokens", "pass", "the same"))
+    shown = Study(Results([rise(pack="a"), Bare(1)]), checks)
+    page = shown._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "<li>warn: dtype: &lt;half&gt;</li>" in page
+    assert "the same" not in page
+    assert repr(shown).startswith("<Study: 2 results>\n<Rise on a: ")
+    assert str(checks[0]) == "warn  dtype: <half>"
+
+
+def test_a_figure_shows_itself_and_is_white_where_it_is_saved_by_hand(tmp_path):
+    from matplotlib.image import imread
+
+    figure = rise().figure()
+    assert figure._repr_png_() == figures.png(figure)
+    figure.savefig(tmp_path / "by-hand.png")
+    assert imread(tmp_path / "by-hand.png")[0, 0].tolist() == [1, 1, 1, 1]
+
+
+def test_names_and_abbreviations_are_spelt_as_such_in_labels():
+    @dataclass(frozen=True)
+    class Spelt(Result):
+        relative_l2: np.ndarray = column()
+        kl_base: np.ndarray = column("nats")
+
+    one = Spelt([1.0], [2.0])
+    assert [one.label("relative_l2"), one.label("kl_base")] == ["relative L2", "KL base [nats]"]
 
 
 @pytest.mark.parametrize("token", HOSTILE)

@@ -943,8 +943,10 @@ def values_by_pack() -> dict[str, list[str]]:
 
 
 def called(name: str) -> str:
-    """A model's name as a title has room for it: of a folder, the end of its path."""
-    return "/".join(Path(name).resolve().parts[-2:]) if Path(name).is_dir() else name
+    """A model's name as a title has room for it."""
+    from driftlens.models import model
+
+    return model.called(name)
 
 
 def slug(name: str) -> str:

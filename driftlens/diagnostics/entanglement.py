@@ -279,7 +279,7 @@ more often than by chance at the end of training with AdamW; rejected answers fe
             self.case,
             names=entanglement.CASES,
             xlabel="pull of the rejected on the chosen, over its own (above 1 it falls)",
-            ylabel="the same of the chosen on the rejected",
+            ylabel="the chosen on the rejected",
             lines=(1, 1),
             within=(-2, 4),
         )

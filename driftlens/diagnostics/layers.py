@@ -10,7 +10,7 @@ from driftlens.formulas.streams import PerDocument, Rows
 from driftlens.metric import Metric
 from driftlens.models import Frame, ModelPair, Wants
 from driftlens.models.tokens import Encoder
-from driftlens.results import Estimate, Result, column, figures, value
+from driftlens.results import Estimate, Result, column, figures, shown, value
 
 WANTS = Wants(frozenset({"out"}), None, causal=True, same_tokens=True, together=True)
 
@@ -82,7 +82,7 @@ telescoping sum.
         found = self.headline() or "no few stages carry most"
         return (
             f"Of a rise of {self.total} nats a token, {found.replace(' of it', '')}; the shares "
-            f"add up to it with a residual of {self.residual.value:.1e}."
+            f"add up to it with a residual of {shown(self.residual.value, 2)}."
         )
 
     def headline(self) -> str:

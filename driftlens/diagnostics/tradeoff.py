@@ -339,7 +339,7 @@ much behaviour at no less capability.
         at = f"{self.part} of {block}".replace("out of", "the stream after")
         still = (
             f"Steering {self._who} at {at}: behaviour {shown(self.behaviour_still.value, 2)} and "
-            f"capability {shown(self.capability_still.value, 3)} unsteered"
+            f"capability {shown(self.capability_still.value, 3)} ({self.capability_pack}) unsteered"
         )
         theory = (
             f"does behaviour follow a tanh? {_capital(SAID[self.behaviour_verdict])}. Does "

@@ -23,7 +23,7 @@ from driftlens.models import ModelPair
 from driftlens.models.mixture import Instead, Mixture, Shares, mixture
 from driftlens.models.pieces import Piece
 from driftlens.packs import Pack
-from driftlens.results import Result
+from driftlens.results import Findings, Results
 
 from .asked import USUALLY, Options
 from .axes import Alone, Axis, axis_of, choosing, read
@@ -63,11 +63,11 @@ class WhatIf:
         return f"{self.method} {self.setting}".strip()
 
 
-@dataclass(frozen=True)
-class Mitigation:
+@dataclass(frozen=True, repr=False)
+class Mitigation(Findings):
     """What was found, and the weights that it was found of."""
 
-    results: Sequence[Result]
+    results: Results
     """For each capability and each alignment a plane, then what gradients say."""
     mixture: Mixture
     """Takes on any of the weights."""
@@ -183,7 +183,7 @@ class _Study:
                 self._run(what_if)
         planes = [self._plane(c, a) for c in self.capabilities for a in self.alignments]
         more = [*self.slopes.conflicts(), *self.slopes.steps()] if "forecast" in asked else []
-        return Mitigation([*planes, *more], self.mixture, self.ran)
+        return Mitigation(Results([*planes, *more]), self.mixture, self.ran)
 
     # Running
 

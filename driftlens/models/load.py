@@ -2,9 +2,10 @@
 
 import os
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,18 +322,19 @@ def _net(
     whole = isinstance(how["place"], torch.device)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, **hub)
-        net, report = _auto(config).from_pretrained(
-            place,
-            revision=revision,
-            dtype=how["dtype"],
-            device_map=_mapped(config, how["place"]),
-            attn_implementation=how["attention"],
-            use_safetensors=True,
-            # Or else the error does not say which: the report of the load does.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **hub,
-        )
+        with _bars():
+            net, report = _auto(config).from_pretrained(
+                place,
+                revision=revision,
+                dtype=how["dtype"],
+                device_map=_mapped(config, how["place"]),
+                attn_implementation=how["attention"],
+                use_safetensors=True,
+                # Or else the error does not say which: the report of the load does.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **hub,
+            )
     except _unreadable() as error:
         remedy = "Check the name and revision, and that its files are whole."
         if "trust_remote_code" in str(error):
@@ -349,6 +351,21 @@ def _net(
     if whole and not quantised(net):
         net = net.to(how["place"])
     return net, _unused(name, type(net).__name__, report["unexpected_keys"])
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """Transformers' bars where someone may watch them move, which no log nor notebook lets one."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _mapped(config: Any, place: Any) -> Any:

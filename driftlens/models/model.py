@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,11 @@ Edits = Mapping[Site, Callable[[Tensor], Tensor]]
 
 Named = Edits | Mapping[str, Callable[[Tensor], Tensor]]
 """Edits whose sites may be called by any of their names."""
+
+
+def called(name: str) -> str:
+    """A model's name as a title has room for it: of a folder, the end of its path."""
+    return "/".join(Path(name).resolve().parts[-2:]) if Path(name).is_dir() else name
 
 
 @dataclass(frozen=True)

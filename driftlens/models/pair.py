@@ -22,7 +22,7 @@ from .gradients import Gradients, Products, trainable
 from .hybrid import Hybrid, Slopes, hybrid, plain
 from .load import load_pair
 from .matching import Matching, match
-from .model import Model, Trace, Wants, likelihoods, rows_of
+from .model import Model, Trace, Wants, called, likelihoods, rows_of
 from .pieces import Piece
 from .sites import EMBED, Site
 from .stored import Stored
@@ -54,6 +54,11 @@ class ModelPair:
                     found=f"{self.base.name} with {name} {ours}, {self.aligned.name} with {theirs}",
                     remedy="Compare versions of one architecture.",
                 )
+
+    def __repr__(self) -> str:
+        base, aligned = (called(model.name) for model in (self.base, self.aligned))
+        both = base if self.base is self.aligned else f"{base} → {aligned}"
+        return f"<ModelPair {both}: {self.depth} blocks of width {self.width}>"
 
     @classmethod
     def load(cls, base: object, aligned: object, **options: Any) -> "ModelPair":

@@ -16,7 +16,7 @@ from .pack import (
     shipped,
 )
 from .prompt import RULES
-from .rows import named, number, share, string, table, wrong
+from .rows import Row, named, number, share, string, table, wrong
 from .twins import Twins, between
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Example",
     "Form",
     "Pack",
+    "Row",
     "Twins",
     "between",
     "checked",

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from driftlens.errors import DriftlensError
 
@@ -16,6 +16,9 @@ from .example import ANSWERS, ROLES, SIDES, TWINS, Example, example_of, stereoty
 from .prompt import prompt_example
 from .roles import check_roles, first_of_roles, role_example
 from .rows import Row, contents, decoded, form_of, json_lines, named, rows_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 KINDS = ("text", "stereotype", "preference", "contrast", "roles", "choice", "prompt")
 """The kinds of pack that this version can ask about."""
@@ -35,6 +38,18 @@ class Pack:
     kind: str
     examples: Sequence[Example]
     card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Pack {self.name}: {len(self.examples)} examples of kind {self.kind}>"
+
+    def table(self) -> "DataFrame":
+        """What is asked, an example a row; what none of them has is left out."""
+        from pandas import DataFrame
+
+        rows = [asdict(example) for example in self.examples]
+        unset = asdict(Example(""))
+        told = [name for name in unset if any(row[name] != unset[name] for row in rows)]
+        return DataFrame([{name: row[name] for name in told} for row in rows])
 
     @property
     def sha256(self) -> str:
@@ -163,6 +178,29 @@ class Pack:
         return checked(cls(folder.name, card["kind"], _made(card["kind"], name, rows, card), card))
 
     @classmethod
+    def of(
+        cls,
+        rows: Iterable[str | Mapping[str, Any]],
+        name: str = "given",
+        card: Mapping[str, Any] | None = None,
+    ) -> "Pack":
+        """A pack of what is at hand: texts, or rows with the fields of a file's (see `read`).
+
+        Args:
+            rows: Texts, or what stands in each row.
+            name: What to call it.
+            card: What a shipped pack's card would say, as `forms` of contrasts.
+
+        Raises:
+            DriftlensError: There are none, or a field of one is broken.
+        """
+        found = [
+            (f"row {number} of {name}", {"text": row} if isinstance(row, str) else dict(row))
+            for number, row in enumerate(rows, 1)
+        ]
+        return cls._of_rows(name, name, found, card or {})
+
+    @classmethod
     def read(cls, file: str | Path, name: str | None = None) -> "Pack":
         """Read a file of text: plain, JSONL or Parquet, gzipped or not; `-` is standard input.
 
@@ -185,12 +223,19 @@ class Pack:
         name, form = name or named(file), form_of(file, raw)
         if form == "plain":
             return checked(cls(name, "text", _paragraphs(decoded(file, raw))))
-        rows = rows_of(file, raw, form)
+        return cls._of_rows(name, file, rows_of(file, raw, form), {})
+
+    @classmethod
+    def _of_rows(
+        cls, name: str, source: str, rows: Sequence[Row], card: Mapping[str, Any]
+    ) -> "Pack":
         kind = _kind(rows)
         if kind == "stereotype":
             groups = (stereotypes_of(number, *row) for number, row in enumerate(rows))
-            return checked(cls(name, kind, [example for group in groups for example in group]))
-        return checked(cls(name, kind, _made(kind, file, rows, {})))
+            examples = [example for group in groups for example in group]
+        else:
+            examples = _made(kind, source, rows, card)
+        return checked(cls(name, kind, examples, card))
 
 
 def _made(kind: str, name: str, rows: Sequence[Row], card: Mapping[str, Any]) -> list[Example]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from driftlens.errors import DriftlensError
-from driftlens.results import Check, Result, figures
+from driftlens.results import Check, Findings, Result, figures
 from driftlens.results.markup import called
 from driftlens.results.store import (
     put,
@@ -37,8 +37,8 @@ WRITTEN = frozenset({PAGE, RECORD, TABLES, FIGURES, SAFE, STAGES})
 """Everything that a report's folder may hold."""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Findings):
     """Results in the order in which they are read; those of the first pack give the verdict."""
 
     title: str

@@ -2,6 +2,7 @@
 
 from . import figures
 from .divided import Divided
+from .found import Findings, Results
 from .numbers import Estimate, multiple, shown
 from .result import Check, Result, column, fact, kinds, same, value
 from .store import load, save
@@ -12,7 +13,9 @@ __all__ = [
     "Divided",
     "DocumentView",
     "Estimate",
+    "Findings",
     "Result",
+    "Results",
     "TextView",
     "TokenView",
     "column",

@@ -33,6 +33,9 @@ PALETTE = (BASE, ALIGNED, GREEN, PURPLE, YELLOW, GREY, "#56b4e9")
 STROKES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "x", "P")
 
+MANY = 4
+"""Lines whose names need more room than they leave among themselves."""
+
 MARKS = ((GREEN, "D"), (PURPLE, "^"), (YELLOW, "v"))
 """What marks heights that stand beside bars."""
 
@@ -57,6 +60,9 @@ LINE, SLANTED = 0.2, 0.21
 SLANT, NAME, ASIDE = 20, 30, 44
 """Letters of a name that is slanted, in a legend, and beside a panel; the table has them all."""
 
+DPI = 160
+"""Dots an inch of a PNG."""
+
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
@@ -64,7 +70,7 @@ _STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.7,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.facecolor": "none",
+    "figure.facecolor": "white",
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "legend.borderpad": 0.2,
@@ -81,13 +87,14 @@ _STYLE: dict[Any, Any] = {
 
 def panels(count: int, *, columns: int = 2) -> "tuple[Figure, np.ndarray]":
     """A figure with `count` panels in rows of `columns`, and [panel] its axes."""
-    from matplotlib.figure import Figure
+    from .drawing import Drawing
 
     columns = min(count, columns)
     rows = -(-count // columns)
     height = HEIGHT * rows
     with _style():
-        figure = Figure(figsize=(WIDTH if columns == 1 else WIDE, height), layout="constrained")
+        size = (WIDTH if columns == 1 else WIDE, height)
+        figure = Drawing(figsize=size, layout="constrained")
         axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for spare in axes[count:]:
         spare.remove()
@@ -126,6 +133,8 @@ def curves(
         if bands and name in bands:
             panel.fill_between(at, *map(_finite, bands[name]), color=colour, alpha=0.2, linewidth=0)
     _floor(panel, floor, np.concatenate([_finite(y) for y in lines.values()]))
+    if len(lines) >= MANY:
+        panel.margins(y=0.2)
     if len(lines) > 1 or floor is not None:
         legend(panel)
     return panel.figure
@@ -464,7 +473,7 @@ def svg(figure: "Figure", title: str, description: str, *, name: str = "") -> st
     page = StringIO()
     blank = dict.fromkeys(["Date", "Creator", "Format", "Type"])
     with _drawing(figure):
-        figure.savefig(page, format="svg", metadata=blank, dpi=160)
+        figure.savefig(page, format="svg", facecolor="none", metadata=blank, dpi=160)
     text = re.sub(r"<(metadata|style).*?</\1>\s*", "", page.getvalue(), flags=re.DOTALL)
     text = re.sub(_ILLEGAL, lambda found: visible(found[0]), text[text.index("<svg") :])
     mark = "f" + sha256("\0".join([name, title, description, text]).encode()).hexdigest()[:8]
@@ -477,7 +486,7 @@ def png(figure: "Figure") -> bytes:
     """The figure as a PNG on white, for a slide or a paper."""
     page = BytesIO()
     with _drawing(figure):
-        figure.savefig(page, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        figure.savefig(page, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     return page.getvalue()
 
 

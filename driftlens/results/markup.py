@@ -1,6 +1,8 @@
 """Text from outside as safe markup: everything escaped once, what is invisible shown."""
 
 import re
+from base64 import b64encode
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,9 @@ from .numbers import shown
 from .visible import visible
 
 if TYPE_CHECKING:
-    from .result import Result
+    from matplotlib.figure import Figure
+
+    from .result import Check, Result
 
 
 def markup(text: str) -> str:
@@ -54,17 +58,69 @@ def table(result: "Result", rows: int) -> str:
 
 
 def cell(result: "Result", rows: int = 10) -> str:
-    """A result as a notebook shows it: its sentence, its figure and its first rows."""
-    from .figures import svg
+    """A result as a notebook shows it: sentence, figure and notes; folded, its first rows."""
+    from .figures import WIDTH
 
     figure = result.figure()
+    # An image, for where notebooks are only looked at, drawings within markup are taken out.
+    drawing = _image(figure, result.alt(), figure.get_figwidth() / WIDTH) if figure else ""
+    notes = "".join(f"<li>{markup(note)}</li>" for note in result.notes)
     parts = [
-        f"<h3>{markup(result.title)}</h3>",
+        f"<h3>{markup(result.title)}{_on(result)}</h3>",
         f"<p>{markup(result.summary())}</p>",
-        svg(figure, result.title, result.alt(), name=result.pack) if figure else "",
-        table(result, rows) if result.columns() else "",
+        drawing,
+        f"<ul>{notes}</ul>" if notes else "",
+        _folded(result, rows) if result.columns() else "",
     ]
-    return f'<div class="driftlens">{"".join(parts)}</div>'
+    return f'<div class="driftlens">{_SCOPED}{"".join(parts)}</div>'
+
+
+def listed(results: Sequence["Result"], checks: Sequence["Check"] = ()) -> str:
+    """Results as a notebook shows many: a line for each, after what the gates have against them."""
+    troubles = "".join(
+        f"<li>{check.status}: {markup(check.name)}: {markup(check.detail)}</li>"
+        for check in checks
+        if check.status in ("warn", "fail")
+    )
+    rows = "".join(
+        f'<tr><td class="s"><code>{escape(one.kind)}</code></td><td class="s">{markup(one.pack)}'
+        f'</td><td class="s">{markup(one.summary())}</td></tr>\n'
+        for one in results
+    )
+    heads = "".join(f'<th scope="col" class="s">{name}</th>' for name in ("kind", "pack", "found"))
+    gates = f"<ul>{troubles}</ul>" if troubles else ""
+    return (
+        f'<div class="driftlens">{_SCOPED}{gates}<table><thead><tr>{heads}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>"
+    )
+
+
+def _on(result: "Result") -> str:
+    return f" <small>on {markup(result.pack)}</small>" if result.pack else ""
+
+
+def _image(figure: "Figure", alt: str, widths: float) -> str:
+    from .figures import png
+
+    code = b64encode(png(figure)).decode()
+    return (
+        f'<img alt="{escape(visible(alt))}" width="{round(720 * widths)}" '
+        f'src="data:image/png;base64,{code}">'
+    )
+
+
+def _folded(result: "Result", rows: int) -> str:
+    return (
+        f"<details><summary>The table: {_extent(result.rows(), rows)}</summary>"
+        f"{table(result, rows)}</details>"
+    )
+
+
+_SCOPED = (
+    "<style scoped>.driftlens .s{text-align:left!important}.driftlens .below{color:#8a929a}"
+    ".driftlens caption{display:none}.driftlens details{overflow-x:auto}</style>"
+)
+"""What a page says in its own style, for one cell; where it is taken out, nothing is lost."""
 
 
 def _head(result: "Result", name: str) -> str:

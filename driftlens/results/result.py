@@ -47,6 +47,9 @@ class Check:
         object.__setattr__(self, "name", _text(self.name))
         object.__setattr__(self, "detail", _text(self.detail))
 
+    def __str__(self) -> str:
+        return f"{self.status:4}  {self.name}: {self.detail}"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -117,6 +120,9 @@ class Result:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            # Dataclasses give each class one of its own, which would print whole arrays.
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
         if "kind" in vars(cls):
             _register(cls)
 
@@ -231,7 +237,8 @@ class Result:
     def label(self, name: str) -> str:
         """A field's name and unit, as an axis of a figure shows them."""
         units = self.units()
-        words, unit = name.replace("_", " "), units[name] if name in units else self.unit(name)
+        words = " ".join(SPELT.get(word, word) for word in name.split("_"))
+        unit = units[name] if name in units else self.unit(name)
         return f"{words} [{unit}]" if unit else words
 
     def above_floor(self, name: str) -> Any:
@@ -241,6 +248,10 @@ class Result:
         if isinstance(what, Estimate):
             return bool(abs(what.value) > size)
         return np.abs(what) > size if isinstance(what, np.ndarray) else bool(abs(what) > size)
+
+    def __repr__(self) -> str:
+        on = f" on {self.pack}" if self.pack else ""
+        return f"<{type(self).__name__}{on}: {self.summary()}>"
 
     def _repr_html_(self) -> str:
         from .markup import cell
@@ -292,6 +303,11 @@ class Result:
                 remedy="Declare fields with value(), column() or fact(); name floors after them.",
             )
 
+
+SPELT = {"l2": "L2", "procrustes": "Procrustes", "platt": "Platt"} | {
+    name: name.upper() for name in ("cka", "kl", "ece", "auroc", "esa", "pc", "ci", "crc", "nll")
+}
+"""How words of a field's name are written that are a name or an abbreviation."""
 
 _KINDS: dict[str, type[Result]] = {}
 

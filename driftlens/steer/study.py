@@ -33,7 +33,7 @@ from driftlens.models import ModelPair
 from driftlens.models.sites import Site
 from driftlens.models.sweep import Push
 from driftlens.packs import Pack, between
-from driftlens.results import Check, Estimate, Result, shown
+from driftlens.results import Check, Estimate, Findings, Result, Results, shown
 from driftlens.sweeps import Arm, Bends, Choices, Reading, StateGradients, Texts, choices, push_of
 
 from .asked import DEPTH, USUALLY, Options, halves, matched
@@ -64,11 +64,11 @@ KINDS: tuple[type[Result], ...] = (
 """What a study finds."""
 
 
-@dataclass(frozen=True)
-class Steering:
+@dataclass(frozen=True, repr=False)
+class Steering(Findings):
     """What was found of steering."""
 
-    results: Sequence[Result]
+    results: Results
     """In the order in which they are read."""
     checks: Sequence[Check]
     """The gates."""
@@ -279,7 +279,7 @@ class _Study:
         if len(self.models) > 1:
             results.append(self._cross())
         results += [self._by_layer(), self._tax(), *others]
-        named = [replace(result, pack=self.roles.name) for result in results]
+        named = Results(replace(result, pack=self.roles.name) for result in results)
         return Steering(
             named, checks, self._found, self._layers, self.pair, self.contrast, self.options
         )
