@@ -9,4 +9,4 @@ class Drawing(Figure):
     """A matplotlib figure like any other, which draws itself as a PNG on white."""
 
     def _repr_png_(self) -> bytes:
-        return figures.png(self)
+        return figures.small_png(self)

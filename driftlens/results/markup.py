@@ -100,9 +100,9 @@ def _on(result: "Result") -> str:
 
 
 def _image(figure: "Figure", alt: str, widths: float) -> str:
-    from .figures import png
+    from .figures import small_png
 
-    code = b64encode(png(figure)).decode()
+    code = b64encode(small_png(figure)).decode()
     return (
         f'<img alt="{escape(visible(alt))}" width="{round(720 * widths)}" '
         f'src="data:image/png;base64,{code}">'
