@@ -23,10 +23,10 @@ NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+| × 10[⁻⁰¹²³⁴�
 NOISE = 1e-4
 """What is smaller is written as a power of ten, and is rounding here: that of a residual, say."""
 
-NEAR = 2e-3
-"""Float32 keeps 1e-7 of a number; another machine sums in another order, and searches and fits, of
-which these lessons have some, carry that on. On four ways of computing here (with and without
-vector instructions, one thread and two) no number moved by more than a tenth of this."""
+NEAR = 1e-3
+"""Beside the last digit that is shown, what a number may move by, as a share of it. Another machine
+sums in another order: float32 then differs by 1e-7 of what is summed, and searches and fits carry
+that on. With and without vector instructions no number moved by more than its last digit."""
 
 
 def lesson(path):
