@@ -399,6 +399,18 @@ def test_bars_below_the_floor_are_grey():
     assert colours == [figures.ALIGNED, figures.GREY, figures.BASE]
 
 
+def test_many_lines_leave_room_for_their_names():
+    x = np.arange(5.0)
+
+    def height(count):
+        lines = {str(number): x for number in range(count)}
+        low, high = figures.curves(x, lines, xlabel="", ylabel="").axes[0].get_ylim()
+        return high - low
+
+    assert height(4) == pytest.approx(4 * 1.4)
+    assert height(3) == pytest.approx(4 * 1.1)
+
+
 def test_parts_of_bars_stand_on_each_other():
     parts = {"one": np.array([0.25, 1.0]), "two": np.array([0.75, 0.0])}
     first, second = figures.stacks(["a", "b"], parts, xlabel="", ylabel="").axes[0].containers
