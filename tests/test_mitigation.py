@@ -638,7 +638,8 @@ def test_a_saved_model_gives_the_very_numbers_of_its_point(driftlens, place):
     again = examine(pair, *packs, Options(("interpolation",), alphas=())).planes[0]
     (told,) = card["measured"]
     for name in ("cost", "low", "high", "alignment", "alignment_low", "alignment_high"):
-        assert row(again, "aligned")[name] == told[name], name
+        # Means over draws may be added up in another order.
+        assert row(again, "aligned")[name] == pytest.approx(told[name], rel=1e-12), name
 
 
 def test_a_mixed_adapter_is_saved_merged_and_says_so(driftlens, place):

@@ -20,6 +20,9 @@ from driftlens.errors import DriftlensError
 
 from .scores import in_order
 
+ROUNDING = 1e-14
+"""The part of the largest number of the states below which a difference of means is none."""
+
 
 class Measured(NamedTuple):
     """A number and the bounds it lies between."""
@@ -108,7 +111,7 @@ def mean_difference(positive: ArrayLike, negative: ArrayLike) -> Direction:
         DriftlensError: Of no states, of two widths, or of states that are not finite.
     """
     positive, negative = _states(positive, negative)
-    raw = positive.mean(0) - negative.mean(0)
+    raw = _told(positive.mean(0) - negative.mean(0), positive, negative)
     return _direction(raw, positive, negative, "mean_difference")
 
 
@@ -126,7 +129,8 @@ def paired_difference(positive: ArrayLike, negative: ArrayLike) -> Direction:
         negative: [pair, width] the twin of each.
     """
     positive, negative = _pairs(positive, negative)
-    return _direction((positive - negative).mean(0), positive, negative, "paired_difference")
+    raw = _told((positive - negative).mean(0), positive, negative)
+    return _direction(raw, positive, negative, "paired_difference")
 
 
 def contrast_pca(
@@ -430,6 +434,12 @@ def select_direction(
 # What all of it shares
 
 
+def _told(difference: np.ndarray, *states: np.ndarray) -> np.ndarray:
+    """[*, width] differences of means; zeros where rounding alone makes one."""
+    largest = max(abs(some).max() for some in states)
+    return np.where(abs(difference).max(-1, keepdims=True) > ROUNDING * largest, difference, 0.0)
+
+
 def _direction(
     raw: np.ndarray,
     positive: np.ndarray,
@@ -438,6 +448,7 @@ def _direction(
     orientation: str = "means",
     **details: float,
 ) -> Direction:
+    lengths = np.array([np.linalg.norm(z, axis=1).mean() for z in (positive, negative)])
     size = np.linalg.norm(raw)
     unit = raw / size if size else np.full_like(raw, np.nan)
     along = [z @ unit for z in (positive, negative)]
@@ -446,7 +457,7 @@ def _direction(
     return Direction(
         unit=unit,
         gap=float((positive.mean(0) - negative.mean(0)) @ unit) if size else 0.0,
-        lengths=np.array([np.linalg.norm(z, axis=1).mean() for z in (positive, negative)]),
+        lengths=lengths,
         spread=float(np.sqrt(np.square(within).sum() / free)) if free else float("nan"),
         method=method,
         orientation=orientation,

@@ -17,6 +17,7 @@ from .directions import (
     Measured,
     _pairs,
     _states,
+    _told,
     mean_difference,
     paired_difference,
 )
@@ -259,7 +260,7 @@ class _Rows(NamedTuple):
         if estimate in (mean_difference, paired_difference):
             # All draws in two products.
             up, down = (weights * z.astype(np.float64) for z in (roles, ~roles))
-            raw = _averages(up, self.states) - _averages(down, self.states)
+            raw = _told(_averages(up, self.states) - _averages(down, self.states), self.states)
             norms = np.linalg.norm(raw, axis=1)
             with np.errstate(invalid="ignore"):
                 return _Found(raw / norms[:, None], norms)

@@ -494,9 +494,11 @@ def _verdict(theory: Fit, aic: np.ndarray) -> str:
     ahead = aic[1:].min(initial=np.inf) - aic[0]
     if ahead < -NEAR:
         return "outdone"
-    effect = theory.parameters[theory.form.parameters[theory.form.effect]]
-    # What rounding makes of a flat curve is no effect.
-    least = ROUNDING / float(np.abs(theory.curve.strength).max())
+    form = theory.form
+    effect = theory.parameters[form.parameters[form.effect]]
+    # What rounding makes of a flat curve is no effect; of b, which enters as its square, the root.
+    power = max(1, form.powers[form.effect])
+    least = ROUNDING ** (1 / power) / float(np.abs(theory.curve.strength).max())
     if not (effect.low > least or effect.high < -least):
         return "still"
     return "holds" if ahead > NEAR else "undecided"
