@@ -52,8 +52,8 @@ class NoiseFloorResult(Result):
 The base model is compared with itself on the beginnings of a dozen documents: once in batches as \
 in the run, once with every text alone, unpadded, and its readout in chunks of seven rows. Nothing \
 differs but the order of arithmetic. Three times what each diagnostic then says (the largest of \
-its rows, and of the ends of its interval) is the size below which it cannot be told from noise, of \
-which another draw may be larger than the one that was seen; such numbers are greyed out.
+its rows, and of the ends of its interval) is the size below which it cannot be told from noise, \
+of which another draw may be larger than the one that was seen; such numbers are greyed out.
 
     floor = 3 · max over rows and their ends of |number(base, base in other batches)|
 

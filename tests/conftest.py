@@ -5,6 +5,8 @@ import os
 
 # Read by huggingface_hub and transformers when they are imported, so it stands before them.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Processes that share the tests are told of a terminal, which a pipe is not.
+os.environ.pop("COLUMNS", None)
 
 import pytest
 import torch

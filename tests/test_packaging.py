@@ -32,7 +32,6 @@ UNSEEN = {"accelerate": "transformers asks for it where weights are spread over 
 
 BROUGHT = {
     "markupsafe": "jinja2 gives and takes its strings",
-    "pillow": "matplotlib draws PNGs by it, which a tracker is handed",
     "tokenizers": "what a tokenizer of transformers is made of",
     "steering_vectors": "no version of it goes with our transformers; only live objects are taken",
 }
