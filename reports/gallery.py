@@ -30,7 +30,10 @@ class Shown(NamedTuple):
     question: str
     command: str
     result: str
-    """Name of its files in the folder of that command's report."""
+    """What the name of its file begins with in the folder of that command's report."""
+
+    name: str = ""
+    """What it is called in the gallery, of another report than the one that is kept."""
 
 
 SHOWN = (
@@ -46,16 +49,23 @@ SHOWN = (
     Shown("Is base's refusal direction still there?", PAGE, "safety_directions-guarded-choices"),
     Shown("What does each layer believe, and does negation break it?", PAGE, "polarity-deeds"),
     Shown("What would undo the loss and keep the alignment?", PAGE, "mitigation"),
-    Shown("Which heads lost it?", f"attribute{PAGE[6:]} --by head", "weight_path-world"),
-    Shown("Which stage of training cost what?", "report demo:base demo:sft demo:aligned", "stages"),
+    Shown("Which heads lost it?", f"attribute{PAGE[6:]} --by head", "weight_path-world", "heads"),
+    Shown(
+        "Which stage of training cost what?",
+        "report demo:base demo:sft demo:aligned",
+        "stages",
+        "stages",
+    ),
     Shown(
         "Would training on these pairs move both answers as meant?",
         "check demo:sft --preferences demo:pairs",
         "entanglement-demo-pairs",
+        "entanglement",
     ),
     Shown(
         "What does steering gain, and what does it cost?",
         "steer demo:base --aligned demo:aligned --contrast manners",
+        "tradeoff",
         "tradeoff",
     ),
 )
@@ -125,12 +135,16 @@ def written(folder: Path) -> Iterator[str]:
 
 def of(shown: Shown, made: Path) -> Iterator[str]:
     """What the README says of a figure."""
-    file = f"figures/{shown.result}.svg"
     record = json.loads((made / "results.json").read_text("utf-8"))
-    result = next(one for one in record["results"] if one["figure"] == file)
-    place = f"demo/{file}"
+    drawn = {str(one["figure"]): one for one in record["results"] if one["figure"]}
+    file = next((name for name in drawn if name.startswith(f"figures/{shown.result}")), None)
+    if file is None:
+        raise SystemExit(
+            f"driftlens {shown.command} drew no {shown.result}, but {', '.join(drawn)}"
+        )
+    result, place = drawn[file], f"demo/{file}"
     if made != DEMO:
-        place = f"gallery/{result['kind']}.svg"
+        place = f"gallery/{shown.name}.svg"
         shutil.copy(made / file, HERE / place)
     yield f"## {shown.question}\n"
     yield f"`driftlens {shown.command}`\n"
