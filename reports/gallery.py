@@ -167,9 +167,10 @@ version control. Two folders are: `demo/`, the report of the demo pair, and `gal
 | [`demo/figures/`](demo/figures) | every figure as SVG; a report has PNGs too |
 
 `./dev golden` makes that report anew and holds it against the one that is kept. Words, data,
-models, gates, tables and figures must be the same; a figure may differ by a thousandth of itself or
-a tenth of its error bar, a number in a table by a thousandth of the largest of its column but for
-two rows in a hundred; and the page must be, to the byte, what is drawn of that record today.
+models, gates, columns, rows and figures must be the same. A number may differ by a thousandth of
+itself, a hundredth of its error bar, or 1e-5; one of drawn answers, of which a few turn between
+machines, by a twentieth or a quarter of its bar; in a table by a part of the largest of its column,
+but for two rows in a hundred. And the page must be, to the byte, what is drawn of that record today.
 
 ![The head of the page](gallery/page.png)
 
