@@ -43,6 +43,8 @@ class Contrasts(Metric[R]):
         layers: Blocks to look at; None is all.
     """
 
+    kinds = ("contrast",)
+
     layers: tuple[int, ...]
     """Blocks that are looked at, ascending."""
 

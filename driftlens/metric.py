@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 from operator import or_
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -65,9 +65,12 @@ class Metric(ABC, Generic[R]):
     pair: ModelPair
     encoder: Encoder
 
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds of packs that it can be taken of; any, where none is named."""
+
     def fits(self, encoder: Encoder) -> bool:
         """Whether a pack, as it is read, holds what the metric asks about."""
-        return True
+        return not self.kinds or encoder.pack.kind in self.kinds
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Learn what is about to be shown; `measure` calls it before the first frame."""
@@ -150,7 +153,7 @@ class Checkpoint(Protocol):
 def measure(
     pair: ModelPair,
     pack: Pack,
-    metrics: Sequence[Metric],
+    metrics: Metric | Sequence[Metric],
     *,
     rows: int | None = None,
     tokens: int | None = None,
@@ -173,7 +176,7 @@ def measure(
     Args:
         pair: The two models.
         pack: What to show them.
-        metrics: What to take of it.
+        metrics: What to take of it, one or several.
         rows: How many windows to show at a time; None plans by tokens.
         tokens: About how many tokens to show at a time; None plans by memory.
         length: The most tokens in a window; a longer document is read in several.
@@ -191,6 +194,7 @@ def measure(
             not finite, or one window alone, or one pair of them, does not fit into memory; or
             another process of the group failed, or ended.
     """
+    metrics = _metrics(metrics, pack)
     encoder = pair.encoder(pack, length)
     _check(pair, pack, encoder, _wants(metrics))
     for metric in metrics:
@@ -373,6 +377,31 @@ def _see(
     for part in parts:
         part.update(frame)
     return parts
+
+
+def _metrics(given: Any, pack: Any) -> Sequence[Metric]:
+    """Metrics that are ones, of a pack that is one and of a kind that they can be taken of."""
+    metrics = [given] if isinstance(given, Metric) else list(given)
+    strange = [one for one in metrics if not isinstance(one, Metric)]
+    if strange:
+        called = getattr(strange[0], "__name__", "Forgetting")
+        raise DriftlensError(
+            "metrics", found=repr(strange[0]), remedy=f"Give them made, as [dl.{called}()]."
+        )
+    if not isinstance(pack, Pack):
+        raise DriftlensError(
+            "a pack to show to both models",
+            found=f"a {type(pack).__name__}",
+            remedy="Give measure(pair, pack, metrics); texts become a pack by dl.Pack.of([…]).",
+        )
+    for metric in metrics:
+        if metric.kinds and pack.kind not in metric.kinds:
+            raise DriftlensError(
+                f"a pack of kind {' or '.join(metric.kinds)} for {type(metric).__name__}",
+                found=f"{pack.name}, of kind {pack.kind}",
+                remedy="Show it another pack; `driftlens packs` lists those that ship.",
+            )
+    return metrics
 
 
 def _check(pair: ModelPair, pack: Pack, encoder: Encoder, wants: Wants) -> None:

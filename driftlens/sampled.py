@@ -10,7 +10,6 @@ from .formulas.streams import Rows
 from .metric import Metric, R
 from .models import Frame, Wants
 from .models.generation import GREEDY, Answer, Sampling
-from .models.tokens import Encoder
 
 COLUMNS = {
     "side": np.int64,
@@ -93,13 +92,11 @@ class Sampled(Metric[R], ABC):
 
     wants: ClassVar[Wants] = Wants(answers=True, together=True)  # type: ignore[misc]
 
+    kinds = ("prompt",)
+
     def __init__(self, sampling: Sampling = Sampling()) -> None:
         self.sampling, self.seed = sampling, sampling.seed
         self.kept = Rows(2**62, ("side", "prompt", "sample"), COLUMNS)
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds prompts."""
-        return encoder.pack.kind == "prompt"
 
     def update(self, frame: Frame) -> None:
         """Take in one frame."""

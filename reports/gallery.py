@@ -170,7 +170,8 @@ version control. Two folders are: `demo/`, the report of the demo pair, and `gal
 models, gates, columns, rows and figures must be the same. A number may differ by a thousandth of
 itself, a hundredth of its error bar, or 1e-5; one of drawn answers, of which a few turn between
 machines, by a twentieth or a quarter of its bar; in a table by a part of the largest of its column,
-but for two rows in a hundred. And the page must be, to the byte, what is drawn of that record today.
+but for two rows in a hundred. And the page must be, to the byte, what is drawn today of that
+record.
 
 ![The head of the page](gallery/page.png)
 

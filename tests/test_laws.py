@@ -56,6 +56,7 @@ from driftlens.diagnostics import (
     WeightPath,
 )
 from driftlens.diagnostics.directions import Directions
+from driftlens.errors import DriftlensError
 from driftlens.metric import measure
 from driftlens.models import Frame, ModelPair, Wants
 from driftlens.models.generation import Sampling
@@ -444,6 +445,41 @@ def test_every_result_says_what_it_found_and_is_drawn(of, tmp_path):
     found = [result(make, kind, of=of) for make, kind in EVERY]
     assert all(one.summary().endswith(".") for one in found)
     Report("base → aligned", found).write(tmp_path / "report")
+
+
+@pytest.mark.parametrize(("make", "kind"), EVERY)
+def test_a_pack_of_a_kind_that_a_metric_is_not_taken_of_is_refused(make, kind):
+    """For rows of another kind can look like its own, and give numbers of nothing."""
+    other = "preference" if kind == "text" else "text"
+    metric = make()
+    if metric.kinds:
+        assert kind in metric.kinds
+        with pytest.raises(DriftlensError, match=f"kind {kind} for .*, of kind {other}"):
+            measure(pair(), pack(other), [metric])
+    else:
+        assert kind in ("text", "choice")
+
+
+@pytest.mark.parametrize(
+    ("pack_of", "metrics", "told"),
+    [
+        (lambda: pack("text"), [Forgetting], r"as \[dl.Forgetting\(\)\]"),
+        (lambda: pack("text"), ["forgetting"], "metrics, found 'forgetting'"),
+        (lambda: ["A text."], [Forgetting()], "found a list"),
+        (lambda: Forgetting(), [Forgetting()], "found a Forgetting"),
+    ],
+)
+def test_what_is_no_metric_or_no_pack_is_refused(pack_of, metrics, told):
+    with pytest.raises(DriftlensError, match=told):
+        measure(pair(), pack_of(), metrics)
+
+
+def test_one_metric_is_as_good_as_a_list_of_one():
+    alone, listed = (
+        measure(pair(), pack("text"), given, rows=2, length=LENGTH)
+        for given in (Forgetting(), [Forgetting()])
+    )
+    assert same(*alone, *listed)
 
 
 @pytest.mark.slow

@@ -778,9 +778,18 @@ def test_rows_at_hand_may_bring_what_a_card_would_say():
     assert asked.examples[0].text == "positive 0? Yes"
 
 
+def test_one_text_is_one_document():
+    assert [e.text for e in Pack.of("It rained.").examples] == ["It rained."]
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
-    [([], "without any"), ([{"text": 3}], "row 1 of given"), ([{"other": "x"}], "row 1 of given")],
+    [
+        ([], "without any"),
+        ([1, 2], "texts, or rows .*, found 1"),
+        ([{"text": 3}], "row 1 of given"),
+        ([{"other": "x"}], "row 1 of given"),
+    ],
 )
 def test_rows_at_hand_are_refused_as_those_of_a_file(rows, told):
     with pytest.raises(DriftlensError, match=told):

@@ -25,24 +25,23 @@ def run(code, tmp_path):
 
 
 SAYS = {
-    "README": "Loss rose by",
-    "before-you-train": "would first move as meant",
-    "behaviour": "and bring back",
-    "beliefs": "strong polarity",
-    "many-machines": "",
-    "steering": "Steering the model at the stream after block 3",
-    "your-own-objects": "tensor([[",
+    "README": ["Loss rose by"],
+    "before-you-train": ["would first move as meant"],
+    "behaviour": ["and bring back"],
+    "beliefs": ["strong polarity"],
+    "many-machines": [""],
+    "steering": ["Steering the model at the stream after block 3"],
+    "your-own-objects": ["tensor([[", "'head'"],
 }
-"""What the Python of each page prints."""
+"""What each piece of Python of each page prints."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
 def test_the_python_of_every_page_runs_as_it_stands(page, tmp_path):
-    codes = blocks("python", page)
-    assert len(codes) == (page.stem in SAYS)
-    for code in codes:
-        assert SAYS[page.stem] in run(code, tmp_path)
+    said = [run(code, tmp_path) for code in blocks("python", page)]
+    for one, what in zip(said, SAYS.get(page.stem, []), strict=True):
+        assert what in one
     if page == README:
         assert (tmp_path / "reports/mine/index.html").exists()
         assert (tmp_path / "layers.png").stat().st_size > 10_000

@@ -144,6 +144,8 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
 
     wants = Wants(causal=True, same_tokens=True, graph=True)
 
+    kinds = ("preference",)
+
     def __init__(
         self,
         texts: Pack,
@@ -157,10 +159,6 @@ class CapabilityConflict(Metric[CapabilityConflictResult]):
         self.texts, self.loss, self.trained = texts, loss, tuple(trained)
         self.count, self.limit, self.seed, self.level = count, limit, seed, level
         self.sums = PerDocument(0)
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds pairs of answers."""
-        return encoder.pack.kind == "preference"
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Read the texts, and choose the pairs."""

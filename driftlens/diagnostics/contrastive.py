@@ -127,16 +127,14 @@ class ContrastiveMargin(Metric[ContrastiveMarginResult]):
         level: Share of bootstrap draws that an interval holds.
     """
 
+    kinds = ("roles",)
+
     def __init__(
         self, layers: Collection[int] | None = None, seed: int = 0, level: float = 0.95
     ) -> None:
         self.asked, self.seed, self.level = layers, seed, level
         self.wants = Wants(frozenset({"out"}), None if layers is None else frozenset(layers))
         self.states = Latest(0)
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds texts of two roles."""
-        return encoder.pack.kind == "roles"
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the state of each text."""

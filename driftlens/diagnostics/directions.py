@@ -466,6 +466,8 @@ class RoleStates(Metric[R]):
         DriftlensError: There is no such method, part or place.
     """
 
+    kinds = ("roles",)
+
     def __init__(
         self,
         layers: Collection[int] | None = None,
@@ -492,10 +494,6 @@ class RoleStates(Metric[R]):
         self.asked, self.parts = layers, tuple(dict.fromkeys(parts))
         self.method, self.at, self.seed, self.level = method, at, seed, level
         self.states = PerDocument(0)
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds texts of two roles."""
-        return encoder.pack.kind == "roles"
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Find where each text is read, and make room.

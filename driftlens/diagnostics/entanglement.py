@@ -66,6 +66,8 @@ class OfPairs(Metric[R]):
     gradients: ClassVar[bool] = True
     """Whether it looks at gradients."""
 
+    kinds = ("preference",)
+
     def __init__(
         self,
         loss: Loss = USUAL,
@@ -75,10 +77,6 @@ class OfPairs(Metric[R]):
     ) -> None:
         self.loss, self.trained, self.seed, self.level = loss, tuple(trained), seed, level
         self.pairs = Rows(1, ("pair",), {"pair": int})
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds pairs of answers."""
-        return encoder.pack.kind == "preference"
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the pairs."""

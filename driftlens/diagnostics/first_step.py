@@ -240,6 +240,8 @@ class FirstStep(Metric[FirstStepResult]):
 
     wants = Wants(causal=True, same_tokens=True, graph=True)
 
+    kinds = ("preference",)
+
     def __init__(
         self,
         loss: Loss = USUAL,
@@ -251,10 +253,6 @@ class FirstStep(Metric[FirstStepResult]):
         self.step, self.rates = Step(), PerDocument(4)
         self.alone = Rows(1, ("document",), {"document": np.int64})
         self.settled: tuple[Mapping[str, Tensor], int] | None = None
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds pairs of answers."""
-        return encoder.pack.kind == "preference"
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the pairs."""

@@ -132,7 +132,7 @@ documents of one group are drawn together.
 
     def figure(self) -> "figures.Figure | None":
         """The rise by group of the pack."""
-        if len(self.group) < 2:
+        if not len(self.group):
             return None
         return figures.bars(
             self.group,

@@ -81,8 +81,9 @@ telescoping sum.
         """The place of most of the rise, and what the sum leaves."""
         found = self.headline() or "no few stages carry most"
         return (
-            f"Of a rise of {self.total} nats a token, {found.replace(' of it', '')}; the shares "
-            f"add up to it with a residual of {shown(self.residual.value, 2)}."
+            f"Of a rise of {self.total} nats a token, {found.replace(' of it', '')}"
+            f"{' (mean of both orders)' if self.headline() else ''}; the shares add up to it "
+            f"with a residual of {shown(self.residual.value, 2)}."
         )
 
     def headline(self) -> str:

@@ -453,13 +453,11 @@ class Ranking(Metric[RankingResult]):
 
     also = (RankedPairsResult, RankingCeilingResult, RewardTiltResult)
 
+    kinds = ("preference",)
+
     def __init__(self, seed: int = 0, beta: float = BETA) -> None:
         self.seed, self.beta = seed, beta
         self.pairs = Rows(1, ("document",), {"document": np.int64})
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds pairs of answers."""
-        return encoder.pack.kind == "preference"
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Make room for the pairs."""

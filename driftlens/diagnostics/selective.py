@@ -188,6 +188,8 @@ class SelectiveForgetting(Metric[SelectiveForgettingResult]):
         seed: Of the bootstrap.
     """
 
+    kinds = ("stereotype",)
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.sums = PerDocument(len(SUMS))

@@ -111,13 +111,11 @@ class TokenMap(Metric[TokenMapResult]):
 
     wants = Wants(causal=True, same_tokens=True, graph=True)
 
+    kinds = ("preference",)
+
     def __init__(self, pairs: Sequence[int] = (0,), trained: Sequence[str] = ("*",)) -> None:
         self.asked, self.trained = tuple(pairs), tuple(trained)
         self.cells, self.sums = Rows(1, ("pair",), {"pair": int}), PerDocument(1)
-
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the pack holds pairs of answers."""
-        return encoder.pack.kind == "preference"
 
     def begin(self, pair: ModelPair, encoder: Encoder) -> None:
         """Find the pairs.

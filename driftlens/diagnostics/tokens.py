@@ -218,7 +218,7 @@ The kinds are ours.
             return "No token was scored."
         worst = int(np.nanargmax(self.rise))
         return (
-            f"A {self.token_kind[worst]} token lost most, {self.rise[worst]:.3f} nats "
+            f"Tokens of kind “{self.token_kind[worst]}” lost most, {self.rise[worst]:.3f} nats "
             f"({self.low[worst]:.3f} to {self.high[worst]:.3f}); "
             f"{self.headline() or 'no kind carries the loss'}."
         )

@@ -180,20 +180,27 @@ class Pack:
     @classmethod
     def of(
         cls,
-        rows: Iterable[str | Mapping[str, Any]],
+        rows: str | Iterable[str | Mapping[str, Any]],
         name: str = "given",
         card: Mapping[str, Any] | None = None,
     ) -> "Pack":
         """A pack of what is at hand: texts, or rows with the fields of a file's (see `read`).
 
         Args:
-            rows: Texts, or what stands in each row.
+            rows: Texts, or what stands in each row; a text alone is one document.
             name: What to call it.
             card: What a shipped pack's card would say, as `forms` of contrasts.
 
         Raises:
             DriftlensError: There are none, or a field of one is broken.
         """
+        rows = [rows] if isinstance(rows, str | Mapping) else list(rows)
+        if strange := [row for row in rows if not isinstance(row, str | Mapping)]:
+            raise DriftlensError(
+                "texts, or rows with the fields of a file's",
+                found=repr(strange[0])[:60],
+                remedy='Give Pack.of(["a text", …]) or Pack.of([{"prompt": …, …}, …]).',
+            )
         found = [
             (f"row {number} of {name}", {"text": row} if isinstance(row, str) else dict(row))
             for number, row in enumerate(rows, 1)

@@ -153,7 +153,8 @@ def _refuse(folder: Path, names: Set[str], overwrite: bool) -> None:
         raise DriftlensError(
             "a new folder to write to",
             found=f"{folder}, which holds {', '.join(held[:3])}",
-            remedy="Say --overwrite to replace it, or name another folder.",
+            remedy="Say --overwrite to replace it (in Python, overwrite=True), or name another "
+            "folder.",
         )
 
 
