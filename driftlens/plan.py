@@ -610,7 +610,7 @@ def duration(seconds: float) -> str:
     for unit, of in (("years", 31_557_600), ("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * of:
             return f"{seconds / of:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else "less than 0.1 s"
 
 
 # --- of a pair that is loaded -------------------------------------------------------------

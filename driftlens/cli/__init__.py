@@ -524,7 +524,7 @@ def check(
     report_to: ReportTo = None,
     fail_on: Annotated[
         list[str] | None,
-        typer.Option(help="Leave with 1 if this holds, as 'entanglement.case_both_down>0.2'."),
+        typer.Option(help="Leave with 1 if this holds, as 'first_step.case_both_down>0.2'."),
     ] = None,
     overwrite: Overwrite = False,
     revision: Revision = None,
@@ -571,6 +571,7 @@ def check(
     pair = loaded_for_check(context, adapter)
     from driftlens import preflight
     from driftlens.report import Report
+    from driftlens.report.report import SAFE
 
     patterns = tuple(train or (["*lora_*"] if adapter else ["*"]))
     maps = tuple(dict.fromkeys(token_map or ()))
@@ -598,7 +599,15 @@ def check(
     on = within(preferences, prefs.name) if Path(preferences).parent.name else prefs.name
     title = f"{called(pair.aligned.name)} before training on {on}"
     page = Report(title, found.results, found.checks, about)
-    written = page.write(out, overwrite=overwrite, formats=formats, safe=found.safe(prefs))
+    safe = found.safe(prefs)
+    written = page.write(out, overwrite=overwrite, formats=formats, safe=safe)
+    if not quiet:
+        for one in found.checks:
+            if one.status == "warn":
+                typer.echo(f"! {one.name}: {one.detail}", err=True)
+        place = written.parent / SAFE
+        of = len(prefs.pairs)
+        typer.echo(f"{place}: {len(safe)} of {of} pairs, which are safe each by itself", err=True)
     leave(bounds, found.results, tell(page, written, quiet, as_json, to))
 
 

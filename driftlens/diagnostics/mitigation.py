@@ -229,9 +229,15 @@ edge; `formulas.spectral`); OGPSA, arXiv 2602.07892 (projection).
             return f"{paid}, no recommendation: {self.why_not}."
         return (
             f"{paid}, {self.said} would keep {_percent(self.recommended_kept)} and bring back "
-            f"{_percent(self.recommended_back)} of the cost, as items say that had no part in "
-            f"choosing it among {self.chosen_among}."
+            f"{_percent(self.recommended_back)} of the cost, as the half of the items says that "
+            f"had no part in choosing it among {self.chosen_among}{self._on_all()}."
         )
+
+    def _on_all(self) -> str:
+        """What the recommended point brings back of all items, which may lie away from a half."""
+        here = np.flatnonzero(self.recommended)
+        back = self.brought_back[here]
+        return f"; of all items, {back[0]:.0%}" if len(here) and np.isfinite(back[0]) else ""
 
     def headline(self) -> str:
         """The recommendation."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from driftlens.results import Estimate, Result, column, fact, figures, value
+from driftlens.results import Estimate, Result, column, fact, figures, shown, value
 
 MOSTLY = 0.5
 """The part of a change that the layers named with it have at least."""
@@ -432,7 +432,19 @@ def _clauses(rows: Sequence[_Row], results: Sequence[Result]) -> Iterator[str]:
         if row.reads != UNCLEAR:
             yield CLAUSES[symptom.name](row, results)
         elif symptom.name == LOSS:
-            yield f"no loss on {row.on} that can be told from noise"
+            yield _unclear(row)
+
+
+def _unclear(row: _Row) -> str:
+    """Why nothing is said of a loss, which is no word on how large it is."""
+    rise = row.change
+    if rise.value and row.result.above_floor(row.symptom.change):
+        verb = "lost" if rise.value > 0 else "gained"
+        said = f"{verb} {_size(rise)} nats a token on {row.on}"
+        if not isfinite(rise.error):
+            return f"{said}, of too few documents to say how sure that is"
+        return f"{said}, an interval that includes none"
+    return f"no loss on {row.on} that can be told from noise"
 
 
 def _lost(row: _Row, results: Sequence[Result]) -> str:
@@ -451,8 +463,9 @@ def _size(change: Estimate) -> Estimate:
 
 
 def _surer(row: _Row, _: Sequence[Result]) -> str:
-    way = "surer" if row.change.value > 0 else "less sure"
-    said = f"{way} than its accuracy warrants, by {_size(row.change)}"
+    way = "rose" if row.change.value > 0 else "fell"
+    level = row.level(row.symptom.aligned)
+    said = f"over-confidence {way} by {_size(row.change)} to {shown(level, 2)}"
     return ", ".join(filter(None, [said, _where(row.shares)]))
 
 

@@ -367,8 +367,8 @@ Spearman's correlations, over pairs, of the lead in length with the lead in rewa
 log-ratio.
 
 Sources: Yang et al. (2024), "Asymptotics of Language Model Alignment"; Beirami et al. (2024), \
-"Theoretical guarantees on the best-of-n alignment policy"; Xu et al. (2024), \
-"A Practical Analysis of Human Alignment with *PO" (√KL, length). Intervals: 95 % bootstrap over \
+"Theoretical guarantees on the best-of-n alignment policy"; Ahrabian et al. (2025), \
+"The Hitchhiker's Guide to Human Alignment with *PO" (√KL, length). Intervals: 95 % bootstrap over \
 pairs.
 """.strip()
 

@@ -216,6 +216,8 @@ The kinds are ours.
         """The kind that lost most a token, and those that carry most of the loss."""
         if not len(self.rise):
             return "No token was scored."
+        if not self.above_floor("rise").any():
+            return "No kind of token got worse or better by what can be told from noise."
         worst = int(np.nanargmax(self.rise))
         return (
             f"Tokens of kind “{self.token_kind[worst]}” lost most, {self.rise[worst]:.3f} nats "

@@ -374,6 +374,8 @@ Sources: those of *Forgetting by weights*.
         """The token at which most of the damage is done, and where."""
         if not self.rows():
             return "No token was read."
+        if not self.acts.any():
+            return "No weight moved, so that nothing acts at any token."
         worst = int(np.argmax(self.acts))
         return (
             f"The largest single act is at “{self.token[worst].strip()}” (document "

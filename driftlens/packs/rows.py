@@ -116,14 +116,14 @@ def json_lines(name: str, text: str) -> Iterator[Row]:
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise DriftlensError(
                 f"JSON on {where}",
-                found=f"{getattr(error, 'msg', error)}{column}",
+                found=f"{getattr(error, 'msg', error)}".removesuffix(" at") + column,
                 remedy="Each line must be one JSON object.",
             ) from None
         if not isinstance(record, dict):
             raise DriftlensError(
                 f"a JSON object on {where}",
                 found=type(record).__name__,
-                remedy='Write each line as {"text": "…"}.',
+                remedy='Write an object a line: {"text": "…"}, or prompt, chosen and rejected.',
             )
         yield where, record
 
