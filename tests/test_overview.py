@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from driftlens.diagnostics import (
+    CalibrationResult,
     ForgettingResult,
     HomogenisationResult,
     LayerForgettingResult,
@@ -143,6 +144,39 @@ def test_the_first_sentence_tells_what_changed_and_no_more():
     assert isnan(whole.new_first_choices.value)
     quiet = overview([lost(0.0, 0.0, 0.0)])[0]
     assert quiet.headline() == "no loss on mine that can be told from noise"
+
+
+@pytest.mark.parametrize(
+    ("rise", "floor", "said"),
+    [
+        (
+            (1.3, nan, nan),
+            0.1,
+            "lost 1.3 nats a token on mine, of too few documents to say how sure that is",
+        ),
+        (
+            (0.2, -0.1, 0.5),
+            0.1,
+            "lost 0.20 ± 0.30 nats a token on mine, an interval that includes none",
+        ),
+        ((0.2, -0.1, 0.5), 0.3, "no loss on mine that can be told from noise"),
+        ((0.2, nan, nan), 0.3, "no loss on mine that can be told from noise"),
+    ],
+)
+def test_a_loss_that_is_not_clear_is_not_called_none(rise, floor, said):
+    assert overview([lost(*rise, floor={"loss_rise": floor})])[0].headline() == said
+
+
+def test_a_change_of_confidence_is_not_told_as_its_level():
+    """Over-confidence that falls may still be over-confidence."""
+    calmer = made(
+        CalibrationResult,
+        predicted="next token",
+        overconfidence_change=Estimate(-0.04, -0.05, -0.03),
+        base_overconfidence=Estimate(0.2),
+        aligned_overconfidence=Estimate(0.16),
+    )
+    assert overview([calmer])[0].headline() == "over-confidence fell by 0.040 ± 0.010 to 0.16"
 
 
 def test_style_is_told_of_its_own_answers_where_they_were_sampled():
