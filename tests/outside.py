@@ -16,6 +16,7 @@ import driftlens as dl
 from driftlens import estimators, mitigation, steer
 from driftlens.diagnostics import DriftResult, ForgettingResult
 from driftlens.formulas.divergence import kl
+from driftlens.results import Results
 
 
 def compared(folder: Path) -> Path:
@@ -27,7 +28,7 @@ def compared(folder: Path) -> Path:
     assert_type(pack, dl.Pack)
     assert_type(pack.examples, Sequence[dl.Example])
     found = dl.measure(pair, pack, [dl.Drift(), dl.Forgetting()])
-    assert_type(found, list[dl.Result])
+    assert_type(found, Results)
     drift, forgetting = found
     assert isinstance(drift, DriftResult)
     assert isinstance(forgetting, ForgettingResult)

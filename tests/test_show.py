@@ -23,7 +23,7 @@ PLAIN = "[red]‹ESC›[31mred‹ESC›[0m‹U+202E›evil‹U+0007›[/red]"
 class Rise(Result):
     """A rise with its bounds, by layer."""
 
-    kind = "test_told"
+    kind = "test_shown_in_terminal"
     title = "Rise by layer"
     total: Estimate = value("nats/token")
     small: Estimate = value("nats/token")
@@ -120,7 +120,7 @@ def test_the_verdict_comes_first_then_gates_in_a_line_figures_tables_and_what_to
     at = [out.index(part) for part in parts]
     assert at == sorted(at)
     assert "gate 3" not in out
-    assert f"driftlens show {folder} --only test_told" in lines[-2]
+    assert f"driftlens show {folder} --only test_shown_in_terminal" in lines[-2]
     assert str(folder / "index.html") in lines[-1]
 
 
@@ -135,7 +135,9 @@ def test_gates_that_did_not_pass_are_told_each(tmp_path, shown):
 
 def test_numbers_have_errors_units_and_floors_and_layers_have_bars(folder, shown):
     _, out, _ = shown(folder)
-    figures = next(line for line in out.splitlines() if line.split()[:2] == ["test_told", "total"])
+    figures = next(
+        line for line in out.splitlines() if line.split()[:2] == ["test_shown_in_terminal", "total"]
+    )
     assert figures.split("  ")[-1].strip() == "31 ×"
     assert "0.311 ± 0.020" in figures
     assert "nats/token" in figures
@@ -203,39 +205,43 @@ def test_height_is_bounded_and_the_rest_is_where_it_says(folder, shown):
 
 
 def test_a_result_is_shown_whole_by_its_kind_its_pack_or_both(folder, shown):
-    _, out, _ = shown(folder, "--only", "test_told")
+    _, out, _ = shown(folder, "--only", "test_shown_in_terminal")
     assert out.count("Rise by layer") == 2
     _, out, _ = shown(folder, "--only", "q")
     assert out.count("Rise by layer") == 1
-    _, out, _ = shown(folder, "--only", "test_told/p", "--only", "test_told-p")
+    _, out, _ = shown(
+        folder, "--only", "test_shown_in_terminal/p", "--only", "test_shown_in_terminal-p"
+    )
     assert out.count("Rise by layer · p") == 1
     for part in ("1234", "seen", "other", PLAIN):
         assert part in out
     code, out, err = shown(folder, "--only", "nothing")
     assert (code, out) == (2, "")
-    assert "test_told, test_rows" in err
+    assert "test_shown_in_terminal, test_rows" in err
 
 
 def test_the_record_and_the_rows_come_as_json(folder, shown):
     _, out, _ = shown(folder, "--json")
     assert json.loads(out) == json.loads((folder / "results.json").read_text())
-    _, out, _ = shown(folder, "--only", "test_told/p", "--json")
+    _, out, _ = shown(folder, "--only", "test_shown_in_terminal/p", "--json")
     (found,) = json.loads(out)
-    assert found["kind"] == "test_told"
+    assert found["kind"] == "test_shown_in_terminal"
     assert [row["layer"] for row in found["rows"]] == ["embed", "0", "1", "2", "head"]
     assert found["rows"][4]["share"] is None
     assert found["rows"][1]["share"] == 0.3
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-@pytest.mark.parametrize("only", [[], ["--only", "test_rows"], ["--only", "test_told"]])
+@pytest.mark.parametrize(
+    "only", [[], ["--only", "test_rows"], ["--only", "test_shown_in_terminal"]]
+)
 def test_lines_fit_the_terminal_and_every_column_is_there_or_named(
     columns, only, folder, shown, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", str(columns))
     _, out, _ = shown(folder, *only)
     assert all(len(line) <= columns for line in out.splitlines() if str(folder) not in line)
-    if only != ["--only", "test_told"]:
+    if only != ["--only", "test_shown_in_terminal"]:
         for name in ("first", "second", "third"):
             assert name in out
     if only:
@@ -255,7 +261,7 @@ def test_hostile_text_is_shown_and_never_obeyed(terminal, folder, shown, monkeyp
     if terminal:
         monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True, raising=False)
         monkeypatch.setenv("TERM", "xterm-256color")
-    _, out, _ = shown(folder, "--only", "test_told", "--only", "test_rows")
+    _, out, _ = shown(folder, "--only", "test_shown_in_terminal", "--only", "test_rows")
     assert "\x1b[31mred" not in out
     assert "\u202e" not in out
     assert "\x07" not in out
@@ -297,14 +303,14 @@ def test_words_of_a_strange_record_are_plain_too(folder, shown):
 
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_table_that_is_lost_or_broken_is_told_of(broken, folder, shown):
-    table = folder / "tables/test_told-p.parquet"
+    table = folder / "tables/test_shown_in_terminal-p.parquet"
     table.unlink()
     if broken:
         table.write_text("no table")
-    for only in ([], ["--only", "test_told"]):
+    for only in ([], ["--only", "test_shown_in_terminal"]):
         code, out, err = shown(folder, *only)
         assert (code, out) == (2, "")
-        assert "tables/test_told-p.parquet" in err
+        assert "tables/test_shown_in_terminal-p.parquet" in err
 
 
 WRONG = {
