@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 # Read by huggingface_hub and transformers when they are imported, so it stands before them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,10 @@ from driftlens.models import ModelPair
 from driftlens.packs import Pack
 
 torch.set_num_threads(1)
+
+# Shells have what runs in the background ignore interrupts, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A third of the time to collect went into looking for garbage among modules, which have none.
 gc.disable()
