@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 
 # Read by huggingface_hub and transformers when they are imported, so it stands before them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,3 +44,19 @@ def pack() -> Pack:
 def pair() -> ModelPair:
     """A tiny Llama and the same with every weight moved a little. Nobody may change it."""
     return nets.pair("llama")
+
+
+@pytest.fixture
+def driftlens(monkeypatch, tmp_path, capfd):
+    """The command line in an empty folder: exit code, standard output, standard error."""
+    from driftlens import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["driftlens", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code or 0, *capfd.readouterr()
+
+    return run

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -19,7 +18,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 import nets
-from driftlens import cli
 from driftlens.activations import ActivationStore, Plan, capture, capturing, plan
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.estimators import LogisticProbe, PolarityCCS, grouped_folds
@@ -783,18 +781,10 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def driftlens(monkeypatch, place, tmp_path, capfd):
-    """The command line: exit code, standard output, standard error."""
+def driftlens(driftlens, place, tmp_path):
+    """The command line where models and packs are: exit code, both streams."""
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["driftlens", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capfd.readouterr()
-
-    return run
+    return driftlens
 
 
 ASKED = (

@@ -54,18 +54,10 @@ def measured(results, monkeypatch):
 
 
 @pytest.fixture
-def driftlens(monkeypatch, tmp_path, capfd):
-    """The command line within an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
+def driftlens(driftlens, tmp_path):
+    """The command line in a folder that holds a text: exit code, both streams."""
     (tmp_path / "text.txt").write_text(TEXT)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["driftlens", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capfd.readouterr()
-
-    return run
+    return driftlens
 
 
 def left():

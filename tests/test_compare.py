@@ -1,7 +1,6 @@
 """Finished runs side by side: what is paired, what is not, and what is not compared at all."""
 
 import json
-import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from driftlens import (
     ModelPair,
     SelectiveForgetting,
     TokenForgetting,
-    cli,
     measure,
 )
 from driftlens.comparison import compare, crossed, read
@@ -244,20 +242,6 @@ def test_a_record_of_another_schema_is_refused(runs, tmp_path):
 
 
 # The command line
-
-
-@pytest.fixture
-def driftlens(monkeypatch, tmp_path, capfd):
-    """The command line in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["driftlens", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capfd.readouterr()
-
-    return run
 
 
 def test_the_command_prints_writes_and_leaves_by_its_bounds(runs, driftlens):

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import nets
-from driftlens import cli
 from driftlens.diagnostics import CapabilityResult, capability
 from driftlens.errors import DriftlensError, LoadError
 from driftlens.evals import Evaluation, Key, compared
@@ -603,20 +602,6 @@ def test_compared_scores_know_their_items():
 
 
 # The command
-
-
-@pytest.fixture
-def driftlens(monkeypatch, tmp_path, capfd):
-    """The command line within an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["driftlens", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capfd.readouterr()
-
-    return run
 
 
 def test_two_results_are_one_command_and_a_page(driftlens):

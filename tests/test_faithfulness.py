@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from scipy.stats import spearmanr
 from sklearn.metrics.pairwise import cosine_similarity
 
 import nets
-from driftlens import cli
 from driftlens.diagnostics import ContrastiveMargin, FaithfulnessResult, faithfulness
 from driftlens.diagnostics.faithfulness import QUADRANTS
 from driftlens.errors import DriftlensError, LoadError
@@ -447,20 +445,6 @@ def test_too_few_texts_have_no_margin():
 
 
 # The command
-
-
-@pytest.fixture
-def driftlens(monkeypatch, tmp_path, capfd):
-    """The command line within an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["driftlens", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capfd.readouterr()
-
-    return run
 
 
 FAST = ["--out", "out", "--format", "json,parquet"]

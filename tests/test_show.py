@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,17 +97,9 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def shown(monkeypatch, capfd):
+def shown(driftlens):
     """Exit code and both streams of `driftlens show`."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["driftlens", "show", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capfd.readouterr()
-
-    return run
+    return partial(driftlens, "show")
 
 
 def test_the_verdict_comes_first_then_gates_in_a_line_figures_tables_and_what_to_type(

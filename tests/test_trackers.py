@@ -1,7 +1,6 @@
 """Trackers of experiments: what they are told of a written report, and what becomes of it there."""
 
 import json
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import inf, nan
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from driftlens import cli
 from driftlens.errors import DriftlensError
 from driftlens.integrations import trackers
 from driftlens.report import Report
@@ -90,20 +88,6 @@ def folder(tmp_path_factory):
     ]
     Report("base → aligned", results, (), RUN).write(out)
     return out
-
-
-@pytest.fixture
-def driftlens(monkeypatch, tmp_path, capfd):
-    """The command line within an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["driftlens", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capfd.readouterr()
-
-    return run
 
 
 def needs(package):

@@ -216,12 +216,13 @@ The kinds are ours.
         """The kind that lost most a token, and those that carry most of the loss."""
         if not len(self.rise):
             return "No token was scored."
-        if not self.above_floor("rise").any():
+        if not (self.above_floor("rise") & (self.rise != 0)).any():
             return "No kind of token got worse or better by what can be told from noise."
         worst = int(np.nanargmax(self.rise))
+        bounds = f" ({self.low[worst]:.3f} to {self.high[worst]:.3f})"
         return (
-            f"Tokens of kind “{self.token_kind[worst]}” lost most, {self.rise[worst]:.3f} nats "
-            f"({self.low[worst]:.3f} to {self.high[worst]:.3f}); "
+            f"Tokens of kind “{self.token_kind[worst]}” lost most, {self.rise[worst]:.3f} nats"
+            f"{bounds if np.isfinite(self.high[worst]) else ''}; "
             f"{self.headline() or 'no kind carries the loss'}."
         )
 
