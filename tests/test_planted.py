@@ -204,6 +204,19 @@ def test_damage_to_digits_is_found_in_numbers():
     assert result.tokens.sum() == sum(len(words(t)["input_ids"]) - 1 for t in texts)
 
 
+def test_kinds_of_tokens_that_did_not_move_lost_nothing_and_one_text_has_no_bounds():
+    pair = biased(range(40))
+    alone = ModelPair(pair.base, pair.base)
+    still = found(alone, TokenKinds())
+    assert still.summary() == (
+        "No kind of token got worse or better by what can be told from noise."
+    )
+    one = found(pair, TokenKinds(), pack=nets.pack(nets.TEXTS[:1]))
+    assert np.isnan(one.high).all()
+    assert "lost most" in one.summary()
+    assert "nan" not in one.summary()
+
+
 def test_the_rises_of_a_documents_tokens_add_up_to_its_rise_in_loss():
     pair = damaged("")
     result = found(pair, TokenForgetting())
