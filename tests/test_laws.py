@@ -1,5 +1,6 @@
 """A table of metrics, and the laws that each of them obeys."""
 
+import re
 from dataclasses import fields, replace
 from functools import cache, reduce
 from operator import or_
@@ -444,6 +445,8 @@ def test_a_result_survives_the_store(make, kind, of, tmp_path):
 def test_every_result_says_what_it_found_and_is_drawn(of, tmp_path):
     found = [result(make, kind, of=of) for make, kind in EVERY]
     assert all(one.summary().endswith(".") for one in found)
+    said = {one.kind: f"{one.summary()} {one.headline()}" for one in found}
+    assert [kind for kind, words in said.items() if re.search(r"\bnan\b|\binf\b|nan%", words)] == []
     Report("base → aligned", found).write(tmp_path / "report")
 
 

@@ -84,6 +84,8 @@ The choice of what is shown is ours.
         if not len(self.rise):
             return "No token was scored."
         worst = int(self.rise.argmax())
+        if self.rise[worst] <= 0:
+            return f"None of {self.seen} tokens got worse."
         around = self._around(worst)
         return (
             f"The worst of {self.seen} tokens is “{self.token[worst].strip() or '␣'}” in "
