@@ -467,6 +467,7 @@ def test_a_pack_of_a_kind_that_a_metric_is_not_taken_of_is_refused(make, kind):
     ("pack_of", "metrics", "told"),
     [
         (lambda: pack("text"), [Forgetting], r"as \[dl.Forgetting\(\)\]"),
+        (lambda: pack("text"), Forgetting, r"as \[dl.Forgetting\(\)\]"),
         (lambda: pack("text"), ["forgetting"], "metrics, found 'forgetting'"),
         (lambda: ["A text."], [Forgetting()], "found a list"),
         (lambda: Forgetting(), [Forgetting()], "found a Forgetting"),
