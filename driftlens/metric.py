@@ -381,7 +381,7 @@ def _see(
 
 def _metrics(given: Any, pack: Any) -> Sequence[Metric]:
     """Metrics that are ones, of a pack that is one and of a kind that they can be taken of."""
-    metrics = [given] if isinstance(given, Metric | type) else list(given)
+    metrics: list[Any] = [given] if isinstance(given, Metric | type) else list(given)
     strange = [one for one in metrics if not isinstance(one, Metric)]
     if strange:
         called = getattr(strange[0], "__name__", "Forgetting")
